@@ -1,0 +1,1 @@
+//! Objectives, pair sources, reference policies, the trainer, checkpoints and resume.

@@ -1,0 +1,2 @@
+//! The `seedpo` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Metrics of quality and diversity, logs and reports.

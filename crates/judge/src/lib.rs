@@ -1,0 +1,1 @@
+//! Judges: what scores an image, or a predicted clean image, for a prompt.

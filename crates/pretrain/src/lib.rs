@@ -1,0 +1,1 @@
+//! Training the built-in Stable-Diffusion-shaped model from the emoji dataset.

@@ -1,0 +1,1 @@
+//! DDIM steps and log-probabilities, guidance, trajectories and step-wise branching.

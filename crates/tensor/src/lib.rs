@@ -1,0 +1,1 @@
+//! Devices, dtypes, weight files and keyed random noise over libtorch.
