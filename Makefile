@@ -1,0 +1,73 @@
+# Every task of this repository. `make` alone lists them.
+# Needs: cargo (rustup's stable toolchain), a C++ compiler, python3 with pip. Nothing is written outside this folder
+# except what cargo and pip keep in their own caches.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv/bin/python
+# The folder `make bench` measures on; any Stable Diffusion folder will do.
+MODEL ?= assets/emoji-sd
+
+# `$(call need,program,how to get it)`: one clear line when a program is missing.
+need = @command -v $(1) >/dev/null 2>&1 || { echo "make: $(1) is missing. $(2)" >&2; exit 1; }
+
+.PHONY: help setup build demo test interop bench bench-sd15 python emoji fmt clippy doc check clean tools
+
+help: ## list the targets
+	@echo "seedpo: align text-to-image diffusion models with preferences"; echo
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+tools:
+	$(call need,cargo,Install Rust with rustup (https://rustup.rs).)
+	$(call need,$(PYTHON),Install Python 3.9 or newer (Debian: apt install python3 python3-pip); or name yours: make PYTHON=/path/to/python.)
+	@command -v $${CXX:-c++} >/dev/null 2>&1 || { echo "make: no C++ compiler ($${CXX:-c++}) found. Install one (Debian: apt install g++), or set CXX." >&2; exit 1; }
+
+setup: tools ## fetch libtorch into .libtorch (545 MB once; skipped where one is found)
+	@$(PYTHON) scripts/setup_libtorch.py
+
+build: setup ## build target/release/seedpo
+	cargo build --release --bin seedpo
+
+demo: build ## align the built-in model and open the report's path (about 10 minutes after the build)
+	@bash scripts/demo.sh
+
+test: setup ## formatting, clippy, docs and every test
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+	cargo test --workspace
+
+check: setup ## the quick part of `make test`: formatting and clippy
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+fmt: tools ## format the Rust code
+	cargo fmt --all
+
+clippy: setup ## clippy alone
+	cargo clippy --workspace --all-targets -- -D warnings
+
+doc: setup ## the documentation of every public item
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+python: ## make .venv with PyTorch, diffusers and peft (needed by interop, bench and fixtures only)
+	$(call need,$(PYTHON),Install Python 3.11 or newer with pip; or name yours: make PYTHON=/path/to/python.)
+	@test -x $(VENV) || $(PYTHON) -m venv .venv
+	@if $(VENV) -c 'import torch, diffusers, transformers, peft, accelerate' 2>/dev/null; then echo "python: .venv is ready"; \
+	else $(VENV) -m pip install --quiet --requirement python/requirements.txt && echo "python: .venv is ready"; fi
+
+interop: build python ## show with the real diffusers and peft that adapters pass both ways
+	$(VENV) python/interop.py
+
+bench: build python ## time one D3PO and one SPO iteration against PyTorch, in turns
+	$(VENV) python/bench.py --model $(MODEL) --update docs/performance.md
+
+bench-sd15: build python ## one update on a random-weight folder of Stable Diffusion 1.5's size at 256 x 256
+	$(VENV) python/bench.py --sd15 --update docs/performance.md
+
+emoji: setup ## fetch the emoji data that `seedpo pretrain` learns from
+	@$(PYTHON) scripts/fetch_emoji.py
+
+clean: ## remove build output (keeps .libtorch, .venv and runs/)
+	cargo clean
