@@ -1,0 +1,109 @@
+//! Reading and writing whole files so that no reader ever sees half of one.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::{Error, Result};
+
+/// The text of a file. Errors: [`Error::Io`], or [`Error::Format`] naming the first byte that is not UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Error::format(path, format!("expected UTF-8 text, found byte 0x{:02x} at offset {at}", e.as_bytes()[at]))
+    })
+}
+
+/// Replaces a file in one step: temporary name, sync, rename. On failure the old file is intact and no other is left.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomic_with(path, |file| file.write_all(bytes))
+}
+
+/// As [`write_atomic`], with the bytes produced by a closure.
+pub fn write_atomic_with(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
+    let temporary = temporary_name(path);
+    let attempt = || -> std::io::Result<()> {
+        let mut file = File::create(&temporary)?;
+        write(&mut file)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    attempt().map_err(|e| {
+        let _ = fs::remove_file(&temporary);
+        Error::io(path, e)
+    })?;
+    sync_folder(path.parent().unwrap_or(Path::new(".")));
+    Ok(())
+}
+
+/// Makes a rename in `folder` last through a power cut, where the system lets folders be synced.
+pub fn sync_folder(folder: &Path) {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    if let Ok(handle) = File::open(folder) {
+        let _ = handle.sync_all();
+    }
+}
+
+fn temporary_name(path: &Path) -> PathBuf {
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
+}
+
+/// The SHA-256 of a file's bytes, in lower-case hexadecimal.
+pub fn sha256_file(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let mut digest = Sha256::new();
+    let mut block = vec![0u8; 1 << 20];
+    loop {
+        match file.read(&mut block).map_err(|e| Error::io(path, e))? {
+            0 => break,
+            n => digest.update(&block[..n]),
+        }
+    }
+    Ok(digest.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unwritable_target_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("missing/file.txt");
+        assert!(matches!(write_atomic(&target, b"x"), Err(Error::Io { .. })));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_failed_write_keeps_the_old_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("file.txt");
+        write_atomic(&target, b"old").unwrap();
+        let full = || std::io::Error::from_raw_os_error(libc::ENOSPC);
+        assert!(matches!(write_atomic_with(&target, |_| Err(full())), Err(Error::NoSpace { .. })));
+        assert_eq!(fs::read(&target).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn text_that_is_not_utf8_names_the_byte() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("prompts.txt");
+        fs::write(&target, b"a cat\n\xff\xfe").unwrap();
+        let message = read_text(&target).unwrap_err().to_string();
+        assert!(message.contains("prompts.txt") && message.contains("0xff at offset 6"), "{message}");
+    }
+
+    #[test]
+    fn sha256_of_known_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("abc");
+        fs::write(&target, b"abc").unwrap();
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(sha256_file(&target).unwrap(), expected);
+    }
+}
