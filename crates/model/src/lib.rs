@@ -1,1 +1,20 @@
 //! CLIP, U-Net, VAE, LoRA adapters, tokenizer and noise schedule; diffusers folders in and out.
+
+mod error;
+mod layers;
+
+pub mod adapter;
+pub mod config;
+pub mod schedule;
+pub mod text;
+pub mod tokenizer;
+pub mod unet;
+pub mod vae;
+
+pub use adapter::{Adapter, Delta};
+pub use config::{SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
+pub use error::{Error, Result};
+pub use layers::Activation;
+pub use text::{ClipTextModel, TextOutput};
+pub use unet::{Projection, UNet2DConditionModel};
+pub use vae::AutoencoderKl;

@@ -1,0 +1,170 @@
+//! `text_encoder/config.json`.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::{Reader, wrong};
+use crate::Result;
+use crate::layers::Activation;
+
+/// The options of [`crate::ClipTextModel`], named and defaulted as in transformers' `CLIPTextConfig`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextConfig {
+    /// Tokens known.
+    pub vocab_size: i64,
+    /// Width D of the embeddings.
+    pub hidden_size: i64,
+    /// Width of the feed-forward layers.
+    pub intermediate_size: i64,
+    /// Layers.
+    pub num_hidden_layers: i64,
+    /// Heads of each attention.
+    pub num_attention_heads: i64,
+    /// Longest sequence L.
+    pub max_position_embeddings: i64,
+    /// The nonlinearity (`quick_gelu` in SD 1.x, `gelu` in SD 2.x).
+    pub hidden_act: Activation,
+    /// Epsilon of all layer norms.
+    pub layer_norm_eps: f64,
+    /// Width of the projection that `CLIPTextModelWithProjection` adds; not used here, kept for saving.
+    pub projection_dim: i64,
+    /// First token of every prompt.
+    pub bos_token_id: i64,
+    /// Last token of every prompt; 2 stands for "the largest id", an old slip that transformers keeps.
+    pub eos_token_id: i64,
+    /// Padding token.
+    pub pad_token_id: i64,
+}
+
+impl Default for TextConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 49408,
+            hidden_size: 512,
+            intermediate_size: 2048,
+            num_hidden_layers: 12,
+            num_attention_heads: 8,
+            max_position_embeddings: 77,
+            hidden_act: Activation::QuickGelu,
+            layer_norm_eps: 1e-5,
+            projection_dim: 512,
+            bos_token_id: 49406,
+            eos_token_id: 49407,
+            pad_token_id: 1,
+        }
+    }
+}
+
+/// Keys of transformers' configurations that do not change the forward pass of a frozen text encoder.
+const WITHOUT_EFFECT: &[&str] = &[
+    "chunk_size_feed_forward",
+    "dtype",
+    "finetuning_task",
+    "id2label",
+    "initializer_factor",
+    "initializer_range",
+    "is_encoder_decoder",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "problem_type",
+    "return_dict",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+];
+
+impl TextConfig {
+    /// Reads `config.json`. Errors: [`crate::Error::Config`] naming file, key, expected and found.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        Self::read(Reader::open(path)?, path)
+    }
+
+    /// As [`Self::from_file`], from the file's text; `path` is what errors name.
+    pub fn from_json(text: &str, path: &Path) -> Result<Self> {
+        Self::read(Reader::parse(path, text)?, path)
+    }
+
+    fn read(mut r: Reader, path: &Path) -> Result<Self> {
+        let d = Self::default();
+        r.class("model_type", &["clip_text_model"])?;
+        if let Some(value) = r.raw("architectures") {
+            let known = value.as_array().is_some_and(|names| names.iter().all(|n| n == "CLIPTextModel"));
+            if !known && !value.is_null() {
+                return Err(r.wrong("architectures", "[\"CLIPTextModel\"]", &value));
+            }
+        }
+        let int = "an integer";
+        let config = Self {
+            vocab_size: r.take("vocab_size", int, d.vocab_size)?,
+            hidden_size: r.take("hidden_size", int, d.hidden_size)?,
+            intermediate_size: r.take("intermediate_size", int, d.intermediate_size)?,
+            num_hidden_layers: r.take("num_hidden_layers", int, d.num_hidden_layers)?,
+            num_attention_heads: r.take("num_attention_heads", int, d.num_attention_heads)?,
+            max_position_embeddings: r.take("max_position_embeddings", int, d.max_position_embeddings)?,
+            hidden_act: r.activation("hidden_act", d.hidden_act)?,
+            layer_norm_eps: r.take("layer_norm_eps", "a number", d.layer_norm_eps)?,
+            projection_dim: r.take("projection_dim", int, d.projection_dim)?,
+            bos_token_id: r.take("bos_token_id", int, d.bos_token_id)?,
+            eos_token_id: r.take("eos_token_id", int, d.eos_token_id)?,
+            pad_token_id: r.take("pad_token_id", int, d.pad_token_id)?,
+        };
+        r.only(&[("attention_dropout", json!(0.0)), ("dropout", json!(0.0))])?;
+        r.ignore(WITHOUT_EFFECT);
+        r.finish()?;
+        config.validate_at(path)?;
+        Ok(config)
+    }
+
+    /// The contents of `config.json`, as transformers reads them.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "architectures": ["CLIPTextModel"],
+            "attention_dropout": 0.0,
+            "bos_token_id": self.bos_token_id,
+            "dropout": 0.0,
+            "eos_token_id": self.eos_token_id,
+            "hidden_act": self.hidden_act.name(),
+            "hidden_size": self.hidden_size,
+            "initializer_factor": 1.0,
+            "initializer_range": 0.02,
+            "intermediate_size": self.intermediate_size,
+            "layer_norm_eps": self.layer_norm_eps,
+            "max_position_embeddings": self.max_position_embeddings,
+            "model_type": "clip_text_model",
+            "num_attention_heads": self.num_attention_heads,
+            "num_hidden_layers": self.num_hidden_layers,
+            "pad_token_id": self.pad_token_id,
+            "projection_dim": self.projection_dim,
+            "vocab_size": self.vocab_size,
+        })
+    }
+
+    /// Checks that the options fit each other. Errors: [`crate::Error::Config`] naming the key.
+    pub fn validate(&self) -> Result<()> {
+        self.validate_at(Path::new("text encoder config"))
+    }
+
+    fn validate_at(&self, path: &Path) -> Result<()> {
+        let positive = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ];
+        for (key, found) in positive {
+            if !(1..=10_000_000).contains(&found) {
+                return Err(wrong(path, key, "1 to 10000000", found));
+            }
+        }
+        if self.hidden_size % self.num_attention_heads != 0 {
+            let expected = format!("a divisor of hidden_size ({})", self.hidden_size);
+            return Err(wrong(path, "num_attention_heads", expected, self.num_attention_heads));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,247 @@
+//! The layers that all networks here are made of: thin, each holding shallow clones of its parameters.
+//!
+//! Where no gradient is recorded, fresh intermediate results are overwritten in place.
+
+use seedpo_tensor::{Init, ParamPath};
+use tch::Tensor;
+
+use crate::adapter::{Adapter, Delta};
+
+/// PyTorch's default bound for weights and biases: `1 / sqrt(fan_in)`.
+pub(crate) fn default_init(fan_in: i64) -> Init {
+    Init::Uniform(1.0 / (fan_in as f64).sqrt())
+}
+
+/// A nonlinearity, by the name that config files use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`; also written `swish`.
+    Silu,
+    /// `x * Phi(x)`, exact (not the tanh approximation).
+    Gelu,
+    /// `x * sigmoid(1.702 x)`, OpenAI CLIP's approximation of GELU.
+    QuickGelu,
+    /// `x * tanh(softplus(x))`.
+    Mish,
+    /// `max(x, 0)`.
+    Relu,
+}
+
+impl Activation {
+    /// The activation of this name (`silu`, `swish`, `gelu`, `quick_gelu`, `mish`, `relu`), or `None`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "silu" | "swish" => Self::Silu,
+            "gelu" => Self::Gelu,
+            "quick_gelu" => Self::QuickGelu,
+            "mish" => Self::Mish,
+            "relu" => Self::Relu,
+            _ => return None,
+        })
+    }
+
+    /// The name that config files use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Silu => "silu",
+            Self::Gelu => "gelu",
+            Self::QuickGelu => "quick_gelu",
+            Self::Mish => "mish",
+            Self::Relu => "relu",
+        }
+    }
+
+    /// Applied element by element; `x` is consumed and, where no gradient is recorded, overwritten.
+    pub(crate) fn apply(self, mut x: Tensor) -> Tensor {
+        let in_place = !x.requires_grad();
+        match self {
+            Self::Silu if in_place => x.silu_(),
+            Self::Silu => x.silu(),
+            Self::Gelu if in_place => x.gelu_("none"),
+            Self::Gelu => x.gelu("none"),
+            Self::QuickGelu => (&x * 1.702).sigmoid() * x,
+            Self::Mish => x.mish(),
+            Self::Relu => x.relu(),
+        }
+    }
+}
+
+/// `y + residual`, in place where no gradient is recorded.
+pub(crate) fn add(mut y: Tensor, residual: &Tensor) -> Tensor {
+    if y.requires_grad() || residual.requires_grad() || y.kind() != residual.kind() {
+        y + residual
+    } else {
+        y.g_add_(residual)
+    }
+}
+
+/// `y = W x + b` over the last axis.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    pub fn new(p: &ParamPath<'_>, inputs: i64, outputs: i64, bias: bool) -> Self {
+        Self::with_init(p, inputs, outputs, bias, default_init(inputs), default_init(inputs))
+    }
+
+    pub fn with_init(p: &ParamPath<'_>, inputs: i64, outputs: i64, bias: bool, w: Init, b: Init) -> Self {
+        let weight = p.get("weight", &[outputs, inputs], w);
+        Self { weight, bias: bias.then(|| p.get("bias", &[outputs], b)) }
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight, self.bias.as_ref())
+    }
+
+    /// As [`Linear::forward`] with the adapter's change to the projection at `path`.
+    ///
+    /// The low-rank part runs in f32 and the sum is cast back to the base's kind, as peft does.
+    pub fn forward_adapted(&self, x: &Tensor, path: &str, adapter: Option<&Adapter>) -> Tensor {
+        match adapter.and_then(|a| a.delta(path)) {
+            None => self.forward(x),
+            Some(Delta::Weight(weight)) => x.linear(weight, self.bias.as_ref()),
+            Some(Delta::LowRank { a, b, scale }) => self.forward_low_rank(x, a, b, *scale),
+        }
+    }
+
+    fn forward_low_rank(&self, x: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Tensor {
+        let mut shape = x.size();
+        let rows = x.reshape([-1, shape.pop().unwrap_or(1)]);
+        let mut y = rows.linear(&self.weight, self.bias.as_ref());
+        let low = rows.to_kind(a.kind()).mm(&a.tr()) * scale;
+        let y = if y.kind() == b.kind() {
+            // `y` is fresh and a linear layer does not save its output, so this is safe under autograd too.
+            y.addmm_(&low, &b.tr())
+        } else {
+            (low.mm(&b.tr()) + &y).to_kind(y.kind())
+        };
+        shape.push(y.size()[1]);
+        y.view(shape.as_slice())
+    }
+}
+
+/// A 2-D convolution with a square kernel and a bias.
+#[derive(Debug)]
+pub(crate) struct Conv2d {
+    weight: Tensor,
+    bias: Tensor,
+    stride: i64,
+    padding: i64,
+}
+
+impl Conv2d {
+    pub fn new(p: &ParamPath<'_>, inputs: i64, outputs: i64, kernel: i64, stride: i64, padding: i64) -> Self {
+        let init = default_init(inputs * kernel * kernel);
+        let weight = p.get("weight", &[outputs, inputs, kernel, kernel], init);
+        Self { weight, bias: p.get("bias", &[outputs], init), stride, padding }
+    }
+
+    /// Kernel `kernel`, stride 1, size kept.
+    pub fn same(p: &ParamPath<'_>, inputs: i64, outputs: i64, kernel: i64) -> Self {
+        Self::new(p, inputs, outputs, kernel, 1, (kernel - 1) / 2)
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.conv2d(&self.weight, Some(&self.bias), [self.stride; 2], [self.padding; 2], [1, 1], 1)
+    }
+}
+
+/// Group normalisation over `[B, C, h, w]` with scale and shift.
+#[derive(Debug)]
+pub(crate) struct GroupNorm {
+    weight: Tensor,
+    bias: Tensor,
+    groups: i64,
+    eps: f64,
+}
+
+impl GroupNorm {
+    pub fn new(p: &ParamPath<'_>, groups: i64, channels: i64, eps: f64) -> Self {
+        let weight = p.get("weight", &[channels], Init::Ones);
+        Self { weight, bias: p.get("bias", &[channels], Init::Zeros), groups, eps }
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.group_norm(self.groups, Some(&self.weight), Some(&self.bias), self.eps, true)
+    }
+}
+
+/// Layer normalisation over the last axis with scale and shift.
+#[derive(Debug)]
+pub(crate) struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    size: i64,
+    eps: f64,
+}
+
+impl LayerNorm {
+    pub fn new(p: &ParamPath<'_>, size: i64, eps: f64) -> Self {
+        let weight = p.get("weight", &[size], Init::Ones);
+        Self { weight, bias: p.get("bias", &[size], Init::Zeros), size, eps }
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.layer_norm([self.size], Some(&self.weight), Some(&self.bias), self.eps, true)
+    }
+}
+
+/// Softmax attention of `q` `[B, N, C]` over `k`, `v` `[B, M, C]` with `heads` heads, through libtorch's fused kernel.
+pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, causal: bool) -> Tensor {
+    let split = |x: &Tensor| {
+        let (batch, length, width) = (x.size()[0], x.size()[1], x.size()[2]);
+        x.view([batch, length, heads, width / heads]).transpose(1, 2)
+    };
+    let out = Tensor::scaled_dot_product_attention::<&Tensor>(
+        &split(q),
+        &split(k),
+        &split(v),
+        None,
+        0.0,
+        causal,
+        None,
+        false,
+    );
+    out.transpose(1, 2).reshape(q.size().as_slice())
+}
+
+/// Stride-2 3×3 convolution; padding 0 pads right and bottom by one, as diffusers does.
+#[derive(Debug)]
+pub(crate) struct Downsample {
+    conv: Conv2d,
+}
+
+impl Downsample {
+    pub fn new(p: &ParamPath<'_>, channels: i64, padding: i64) -> Self {
+        Self { conv: Conv2d::new(&p.sub("conv"), channels, channels, 3, 2, padding) }
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        match self.conv.padding {
+            0 => self.conv.forward(&x.constant_pad_nd([0, 1, 0, 1])),
+            _ => self.conv.forward(x),
+        }
+    }
+}
+
+/// Nearest-neighbour enlargement followed by a 3×3 convolution.
+#[derive(Debug)]
+pub(crate) struct Upsample {
+    conv: Conv2d,
+}
+
+impl Upsample {
+    pub fn new(p: &ParamPath<'_>, channels: i64) -> Self {
+        Self { conv: Conv2d::same(&p.sub("conv"), channels, channels, 3) }
+    }
+
+    /// To `size` (height, width), or to twice the size where `None`.
+    pub fn forward(&self, x: &Tensor, size: Option<(i64, i64)>) -> Tensor {
+        let (_, _, height, width) = x.size4().unwrap_or_default();
+        let (height, width) = size.unwrap_or((2 * height, 2 * width));
+        self.conv.forward(&x.upsample_nearest2d([height, width], None, None))
+    }
+}

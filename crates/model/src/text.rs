@@ -1,0 +1,161 @@
+//! CLIP's text encoder (`CLIPTextModel` of transformers 5).
+
+use std::collections::BTreeMap;
+
+use seedpo_tensor::{Init, ParamPath, Params};
+use tch::{Device, Kind, Tensor};
+
+use crate::config::TextConfig;
+use crate::layers::{LayerNorm, Linear, add, attention};
+use crate::{Error, Result};
+
+/// What the text encoder makes of a batch of token ids.
+#[derive(Debug)]
+pub struct TextOutput {
+    /// The last layer's hidden states after the final layer norm, `[B, L, D]`: what the U-Net attends to.
+    pub prompt_embeds: Tensor,
+    /// The hidden state at the end-of-text token, `[B, D]`.
+    pub pooled: Tensor,
+}
+
+/// CLIP's causal text transformer. Equal to transformers' `CLIPTextModel`.
+#[derive(Debug)]
+pub struct ClipTextModel {
+    config: TextConfig,
+    parameters: BTreeMap<String, Tensor>,
+    device: Device,
+    token_embedding: Tensor,
+    position_embedding: Tensor,
+    layers: Vec<Layer>,
+    final_layer_norm: LayerNorm,
+}
+
+impl ClipTextModel {
+    /// Builds the network from `params`, whose names may all begin with `text_model.` (as on disk) or not (as in
+    /// transformers 5's modules); fresh ones do.
+    ///
+    /// Errors: [`Error::Config`] where the configuration contradicts itself; [`Error::Tensor`] naming every
+    /// missing, surplus and misshaped tensor (`position_ids` buffers of older versions are let pass).
+    pub fn new(config: TextConfig, params: Params) -> Result<Self> {
+        config.validate()?;
+        let bare = params.root().has("embeddings.token_embedding.weight");
+        let root = if bare { params.root() } else { params.root().sub("text_model") };
+        let (width, normal) = (config.hidden_size, Init::Normal(0.02));
+        let embeddings = root.sub("embeddings");
+        let token_embedding = embeddings.sub("token_embedding").get("weight", &[config.vocab_size, width], normal);
+        let position_embedding =
+            embeddings.sub("position_embedding").get("weight", &[config.max_position_embeddings, width], normal);
+        let layer = |i: i64| Layer::new(&root.sub(format!("encoder.layers.{i}")), &config);
+        let layers = (0..config.num_hidden_layers).map(layer).collect();
+        let final_layer_norm = LayerNorm::new(&root.sub("final_layer_norm"), width, config.layer_norm_eps);
+        let parameters = params.finish_ignoring(|name| name.ends_with("embeddings.position_ids"))?;
+        let device = token_embedding.device();
+        Ok(Self { config, parameters, device, token_embedding, position_embedding, layers, final_layer_norm })
+    }
+
+    /// The configuration it was built from.
+    pub fn config(&self) -> &TextConfig {
+        &self.config
+    }
+
+    /// All tensors by name; the layers hold shallow clones.
+    pub fn parameters(&self) -> &BTreeMap<String, Tensor> {
+        &self.parameters
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The weights' number type.
+    pub fn kind(&self) -> Kind {
+        self.token_embedding.kind()
+    }
+
+    /// Encodes `input_ids`, i64 `[B, L]`, L at most `max_position_embeddings`.
+    ///
+    /// Errors: [`Error::Argument`] on a wrong shape, a sequence too long or an id outside the vocabulary.
+    pub fn forward(&self, input_ids: &Tensor) -> Result<TextOutput> {
+        let length = self.check(input_ids)?;
+        let input_ids = input_ids.to_device(self.device).to_kind(Kind::Int64);
+        let positions = self.position_embedding.narrow(0, 0, length).unsqueeze(0);
+        let mut x = Tensor::embedding(&self.token_embedding, &input_ids, -1, false, false) + positions;
+        for layer in &self.layers {
+            x = layer.forward(&x);
+        }
+        let prompt_embeds = self.final_layer_norm.forward(&x);
+        let pooled = self.pool(&prompt_embeds, &input_ids);
+        Ok(TextOutput { prompt_embeds, pooled })
+    }
+
+    /// The state at the first end-of-text token, or, where the config has the old slip `eos_token_id = 2`, at the
+    /// largest id (which in CLIP's vocabulary is the same).
+    fn pool(&self, hidden: &Tensor, input_ids: &Tensor) -> Tensor {
+        let at = match self.config.eos_token_id {
+            2 => input_ids.argmax(-1, true),
+            eos => input_ids.eq(eos).to_kind(Kind::Int).argmax(-1, true),
+        };
+        let index = at.unsqueeze(-1).expand([-1, 1, self.config.hidden_size], false);
+        hidden.gather(1, &index, false).squeeze_dim(1)
+    }
+
+    fn check(&self, input_ids: &Tensor) -> Result<i64> {
+        let wrong = |expected: String, found: String| Error::Argument { what: "input_ids".into(), expected, found };
+        let (longest, vocab) = (self.config.max_position_embeddings, self.config.vocab_size);
+        let length = match input_ids.size()[..] {
+            [batch, length] if batch > 0 && (1..=longest).contains(&length) => length,
+            _ => return Err(wrong(format!("shape [B, 1 to {longest}]"), format!("shape {:?}", input_ids.size()))),
+        };
+        let (low, high) = (input_ids.min().int64_value(&[]), input_ids.max().int64_value(&[]));
+        if low < 0 || high >= vocab {
+            return Err(wrong(format!("token ids 0 to {}", vocab - 1), format!("ids {low} to {high}")));
+        }
+        Ok(length)
+    }
+}
+
+/// One pre-norm transformer layer (`CLIPEncoderLayer`).
+#[derive(Debug)]
+struct Layer {
+    layer_norm1: LayerNorm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    heads: i64,
+    act: crate::Activation,
+}
+
+impl Layer {
+    fn new(p: &ParamPath<'_>, config: &TextConfig) -> Self {
+        let (width, inner) = (config.hidden_size, config.intermediate_size);
+        // transformers' initial distributions: narrower by the number of residual sums.
+        let residual = (2.0 * config.num_hidden_layers as f64).powf(-0.5);
+        let narrow = Init::Normal((width as f64).powf(-0.5) * residual);
+        let linear = |name: &str, i, o, init| Linear::with_init(&p.sub(name), i, o, true, init, Init::Zeros);
+        Self {
+            layer_norm1: LayerNorm::new(&p.sub("layer_norm1"), width, config.layer_norm_eps),
+            q_proj: linear("self_attn.q_proj", width, width, narrow),
+            k_proj: linear("self_attn.k_proj", width, width, narrow),
+            v_proj: linear("self_attn.v_proj", width, width, narrow),
+            out_proj: linear("self_attn.out_proj", width, width, Init::Normal((width as f64).powf(-0.5))),
+            layer_norm2: LayerNorm::new(&p.sub("layer_norm2"), width, config.layer_norm_eps),
+            fc1: linear("mlp.fc1", width, inner, Init::Normal((2.0 * width as f64).powf(-0.5))),
+            fc2: linear("mlp.fc2", inner, width, narrow),
+            heads: config.num_attention_heads,
+            act: config.hidden_act,
+        }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let h = self.layer_norm1.forward(x);
+        let (q, k, v) = (self.q_proj.forward(&h), self.k_proj.forward(&h), self.v_proj.forward(&h));
+        let x = add(self.out_proj.forward(&attention(&q, &k, &v, self.heads, true)), x);
+        let h = self.act.apply(self.fc1.forward(&self.layer_norm2.forward(&x)));
+        add(self.fc2.forward(&h), &x)
+    }
+}

@@ -1,0 +1,262 @@
+//! The conditional U-Net of Stable Diffusion 1.x and 2.x (`UNet2DConditionModel` of diffusers 0.38).
+
+pub(crate) mod attention;
+mod blocks;
+pub(crate) mod resnet;
+
+use std::collections::BTreeMap;
+
+use seedpo_tensor::{ParamPath, Params};
+use tch::{Device, Kind, Tensor};
+
+use crate::adapter::Adapter;
+use crate::config::{MidBlockType, UNetConfig};
+use crate::layers::{Conv2d, GroupNorm, Linear};
+use crate::{Error, Result};
+use attention::TransformerOptions;
+use blocks::{DownBlock, Inputs, Level, MidBlock, UpBlock};
+use resnet::ResnetOptions;
+
+/// An attention projection (a linear layer `[out_features, in_features]`) that an adapter may change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Projection {
+    /// The diffusers module path, e.g. `mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0`.
+    pub path: String,
+    /// Width of the input.
+    pub in_features: i64,
+    /// Width of the output.
+    pub out_features: i64,
+}
+
+/// The noise-predicting network. Equal to diffusers' `UNet2DConditionModel` for every configuration that
+/// [`UNetConfig`] accepts.
+#[derive(Debug)]
+pub struct UNet2DConditionModel {
+    config: UNetConfig,
+    parameters: BTreeMap<String, Tensor>,
+    projections: Vec<Projection>,
+    device: Device,
+    /// Angular frequencies of the sinusoidal timestep embedding, f32 `[channels / 2]`.
+    frequencies: Tensor,
+    time_embedding: [Linear; 2],
+    conv_in: Conv2d,
+    down_blocks: Vec<DownBlock>,
+    mid_block: Option<MidBlock>,
+    up_blocks: Vec<UpBlock>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl UNet2DConditionModel {
+    /// Builds the network from `params`: a file, a map of tensors, or fresh values ([`Params::init`]).
+    ///
+    /// Errors: [`Error::Config`] where the configuration contradicts itself; [`Error::Tensor`] naming every
+    /// missing, surplus and misshaped tensor.
+    pub fn new(config: UNetConfig, params: Params) -> Result<Self> {
+        config.validate()?;
+        let root = params.root();
+        let (channels, embed) = (config.block_out_channels[0], config.time_embed_dim());
+        let resnet = config.resnet_options();
+        let mut projections = Vec::new();
+        let conv_in = Conv2d::same(&root.sub("conv_in"), config.in_channels, channels, config.conv_in_kernel);
+        let time_embedding = [
+            Linear::new(&root.sub("time_embedding.linear_1"), channels, embed, true),
+            Linear::new(&root.sub("time_embedding.linear_2"), embed, embed, true),
+        ];
+        let down_blocks = build_down(&config, &root, resnet, &mut projections);
+        let mid_block = build_mid(&config, &root, resnet, &mut projections);
+        let up_blocks = build_up(&config, &root, resnet, &mut projections);
+        let conv_norm_out = GroupNorm::new(&root.sub("conv_norm_out"), resnet.groups, channels, resnet.eps);
+        let conv_out = Conv2d::same(&root.sub("conv_out"), channels, config.out_channels, config.conv_out_kernel);
+        let parameters = params.finish()?;
+        let device = parameters.values().next().map_or(Device::Cpu, Tensor::device);
+        let frequencies = frequencies(channels, config.freq_shift, device);
+        Ok(Self {
+            config,
+            parameters,
+            projections,
+            device,
+            frequencies,
+            time_embedding,
+            conv_in,
+            down_blocks,
+            mid_block,
+            up_blocks,
+            conv_norm_out,
+            conv_out,
+        })
+    }
+
+    /// The configuration it was built from.
+    pub fn config(&self) -> &UNetConfig {
+        &self.config
+    }
+
+    /// All tensors by diffusers name. The layers hold shallow clones: what is set on these (`requires_grad`,
+    /// values in place) holds for the network.
+    pub fn parameters(&self) -> &BTreeMap<String, Tensor> {
+        &self.parameters
+    }
+
+    /// Every attention projection, in the order of construction (down, mid, up).
+    pub fn projections(&self) -> &[Projection] {
+        &self.projections
+    }
+
+    /// The weight of the layer at `path`, e.g. one of [`Self::projections`]. Errors: [`Error::Argument`] if none.
+    pub fn weight(&self, path: &str) -> Result<&Tensor> {
+        self.parameters.get(&format!("{path}.weight")).ok_or_else(|| Error::Argument {
+            what: format!("U-Net layer `{path}`"),
+            expected: "a layer of this U-Net".into(),
+            found: "no such layer".into(),
+        })
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The weights' number type.
+    pub fn kind(&self) -> Kind {
+        self.parameters.get("conv_in.weight").map_or(Kind::Float, Tensor::kind)
+    }
+
+    /// The network's raw output (epsilon or v, by the schedule's `prediction_type`), `[B, out_channels, h, w]` in
+    /// the weights' kind.
+    ///
+    /// `latents` `[B, in_channels, h, w]`, any h and w the levels allow, cast to the weights' kind; `timesteps` i64
+    /// `[B]` (or `[1]`, for all); `prompt_embeds` `[B, L, cross_attention_dim]`.
+    ///
+    /// Errors: [`Error::Argument`] naming the input whose shape does not fit.
+    pub fn forward(
+        &self,
+        latents: &Tensor,
+        timesteps: &Tensor,
+        prompt_embeds: &Tensor,
+        adapter: Option<&Adapter>,
+    ) -> Result<Tensor> {
+        self.check_inputs(latents, timesteps, prompt_embeds)?;
+        let kind = self.kind();
+        let time = self.embed_time(timesteps, latents.size()[0]).to_kind(kind);
+        let time = self.time_embedding[1].forward(&self.config.act_fn.apply(self.time_embedding[0].forward(&time)));
+        // Every residual block starts with this activation; once is enough.
+        let time = self.config.act_fn.apply(time);
+        let prompt_embeds = &prompt_embeds.to_kind(kind);
+        let inputs = Inputs { time: &time, prompt_embeds, adapter };
+
+        let latents = latents.to_kind(kind);
+        let latents = if self.config.center_input_sample { latents * 2.0 - 1.0 } else { latents };
+        let mut x = self.conv_in.forward(&latents);
+        let mut skips = vec![x.shallow_clone()];
+        for block in &self.down_blocks {
+            x = block.forward(x, inputs, &mut skips);
+        }
+        if let Some(block) = &self.mid_block {
+            x = block.forward(x, inputs);
+        }
+        for block in &self.up_blocks {
+            x = block.forward(x, inputs, &mut skips);
+        }
+        Ok(self.conv_out.forward(&self.config.act_fn.apply(self.conv_norm_out.forward(&x))))
+    }
+
+    /// Sinusoidal embedding in f32, `[batch, block_out_channels[0]]`.
+    fn embed_time(&self, timesteps: &Tensor, batch: i64) -> Tensor {
+        let timesteps = timesteps.to_device(self.device).to_kind(Kind::Float).expand([batch], false);
+        let angles = timesteps.unsqueeze(1) * self.frequencies.unsqueeze(0);
+        let (sin, cos) = (angles.sin(), angles.cos());
+        let embedding = Tensor::cat(&if self.config.flip_sin_to_cos { [cos, sin] } else { [sin, cos] }, 1);
+        match self.config.block_out_channels[0] % 2 {
+            0 => embedding,
+            _ => embedding.constant_pad_nd([0, 1]),
+        }
+    }
+
+    fn check_inputs(&self, latents: &Tensor, timesteps: &Tensor, prompt_embeds: &Tensor) -> Result<()> {
+        let wrong = |what: &str, expected: String, found: &Tensor| {
+            Err(Error::Argument { what: what.into(), expected, found: format!("shape {:?}", found.size()) })
+        };
+        let (c, d) = (self.config.in_channels, &self.config.cross_attention_dim);
+        let batch = match latents.size()[..] {
+            [batch, channels, h, w] if channels == c && h > 0 && w > 0 => batch,
+            _ => return wrong("latents", format!("shape [B, {c}, h, w]"), latents),
+        };
+        if !matches!(timesteps.size()[..], [n] if n == batch || n == 1) {
+            return wrong("timesteps", format!("shape [{batch}]"), timesteps);
+        }
+        match prompt_embeds.size()[..] {
+            [n, length, width] if n == batch && length > 0 && d.iter().all(|d| *d == width) => Ok(()),
+            _ => wrong("prompt_embeds", format!("shape [{batch}, L, {}]", d[0]), prompt_embeds),
+        }
+    }
+}
+
+/// `exp(-ln(10000) * i / (half - shift))`, in f32 as diffusers computes it.
+fn frequencies(channels: i64, shift: f64, device: Device) -> Tensor {
+    let half = channels / 2;
+    let exponent = Tensor::arange(half, (Kind::Float, Device::Cpu)) * -(10000f64.ln());
+    (exponent / (half as f64 - shift)).exp().to_device(device)
+}
+
+fn build_down(
+    config: &UNetConfig,
+    root: &ParamPath<'_>,
+    resnet: ResnetOptions,
+    list: &mut Vec<Projection>,
+) -> Vec<DownBlock> {
+    let levels = config.block_out_channels.len();
+    let mut blocks = Vec::with_capacity(levels);
+    for i in 0..levels {
+        let level = Level {
+            inputs: config.block_out_channels[i.saturating_sub(1)],
+            outputs: config.block_out_channels[i],
+            layers: config.layers_at(i),
+            transformer: config.down_block_types[i].has_attention().then(|| config.transformer_at(i)),
+            last: i + 1 == levels,
+        };
+        let path = root.sub(format!("down_blocks.{i}"));
+        blocks.push(DownBlock::new(&path, level, config.downsample_padding, resnet, list));
+    }
+    blocks
+}
+
+fn build_mid(
+    config: &UNetConfig,
+    root: &ParamPath<'_>,
+    resnet: ResnetOptions,
+    list: &mut Vec<Projection>,
+) -> Option<MidBlock> {
+    let last = config.block_out_channels.len() - 1;
+    let (channels, scale) = (config.block_out_channels[last], config.mid_block_scale_factor);
+    let resnet = ResnetOptions { output_scale_factor: scale, ..resnet };
+    let options = TransformerOptions { only_cross_attention: false, ..config.transformer_at(last) };
+    let transformer = match config.mid_block_type? {
+        MidBlockType::UNetMidBlock2DCrossAttn => Some(options),
+        MidBlockType::UNetMidBlock2D => None,
+    };
+    Some(MidBlock::new(&root.sub("mid_block"), channels, transformer, resnet, list))
+}
+
+fn build_up(
+    config: &UNetConfig,
+    root: &ParamPath<'_>,
+    resnet: ResnetOptions,
+    list: &mut Vec<Projection>,
+) -> Vec<UpBlock> {
+    let levels = config.block_out_channels.len();
+    let mut blocks = Vec::with_capacity(levels);
+    for i in 0..levels {
+        let down = levels - 1 - i;
+        let level = Level {
+            inputs: config.block_out_channels[(down + 1).min(levels - 1)],
+            outputs: config.block_out_channels[down],
+            layers: config.layers_at(down) + 1,
+            transformer: config.up_block_types[i].has_attention().then(|| config.transformer_at(down)),
+            last: i + 1 == levels,
+        };
+        let skip = config.block_out_channels[down.saturating_sub(1)];
+        blocks.push(UpBlock::new(&root.sub(format!("up_blocks.{i}")), level, skip, resnet, list));
+    }
+    blocks
+}

@@ -1,0 +1,136 @@
+//! The KL autoencoder of Stable Diffusion (`AutoencoderKL` of diffusers 0.38).
+
+mod blocks;
+
+use std::collections::BTreeMap;
+
+use seedpo_tensor::Params;
+use tch::{Device, Kind, Tensor};
+
+use crate::config::VaeConfig;
+use crate::layers::Conv2d;
+use crate::{Error, Result};
+use blocks::{Decoder, Encoder};
+
+/// Images to latents and back. Equal to diffusers' `AutoencoderKL`.
+#[derive(Debug)]
+pub struct AutoencoderKl {
+    config: VaeConfig,
+    parameters: BTreeMap<String, Tensor>,
+    device: Device,
+    kind: Kind,
+    encoder: Encoder,
+    quant_conv: Option<Conv2d>,
+    post_quant_conv: Option<Conv2d>,
+    decoder: Decoder,
+}
+
+impl AutoencoderKl {
+    /// Builds the network from `params`. Files that spell the attention's layers the old way must be renamed first,
+    /// see [`modern_names`].
+    ///
+    /// Errors: [`Error::Config`] where the configuration contradicts itself; [`Error::Tensor`] naming every
+    /// missing, surplus and misshaped tensor.
+    pub fn new(config: VaeConfig, params: Params) -> Result<Self> {
+        config.validate()?;
+        let root = params.root();
+        let latent = config.latent_channels;
+        let one_by_one = |name: &str, channels: i64| Conv2d::same(&root.sub(name), channels, channels, 1);
+        let encoder = Encoder::new(&root.sub("encoder"), &config);
+        let quant_conv = config.use_quant_conv.then(|| one_by_one("quant_conv", 2 * latent));
+        let post_quant_conv = config.use_post_quant_conv.then(|| one_by_one("post_quant_conv", latent));
+        let decoder = Decoder::new(&root.sub("decoder"), &config);
+        let parameters = params.finish()?;
+        let (device, kind) = parameters.values().next().map_or((Device::Cpu, Kind::Float), |t| (t.device(), t.kind()));
+        Ok(Self { config, parameters, device, kind, encoder, quant_conv, post_quant_conv, decoder })
+    }
+
+    /// The configuration it was built from.
+    pub fn config(&self) -> &VaeConfig {
+        &self.config
+    }
+
+    /// All tensors by diffusers name; the layers hold shallow clones.
+    pub fn parameters(&self) -> &BTreeMap<String, Tensor> {
+        &self.parameters
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The weights' number type.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// What the U-Net's latents are multiplied by, against this autoencoder's own.
+    pub fn scaling_factor(&self) -> f64 {
+        self.config.scaling_factor
+    }
+
+    /// Mean and log-variance (clamped to [-30, 20]) of the latents' Gaussian, each `[B, latent_channels, h, w]`,
+    /// before the scaling factor. `images` `[B, 3, H, W]` in [-1, 1].
+    ///
+    /// Errors: [`Error::Argument`] if the shape does not fit.
+    pub fn encode(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
+        check("images", images, self.config.in_channels, self.config.scale_factor())?;
+        let moments = self.encoder.forward(&images.to_device(self.device).to_kind(self.kind));
+        let moments = match &self.quant_conv {
+            Some(conv) => conv.forward(&moments),
+            None => moments,
+        };
+        let parts = moments.chunk(2, 1);
+        Ok((parts[0].contiguous(), parts[1].clamp(-30.0, 20.0)))
+    }
+
+    /// Images `[B, 3, H, W]`, about [-1, 1] but not clamped, from unscaled latents `[B, latent_channels, h, w]`.
+    ///
+    /// Errors: [`Error::Argument`] if the shape does not fit.
+    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        check("latents", latents, self.config.latent_channels, 1)?;
+        let latents = latents.to_device(self.device).to_kind(self.kind);
+        let latents = match &self.post_quant_conv {
+            Some(conv) => conv.forward(&latents),
+            None => latents,
+        };
+        Ok(self.decoder.forward(&latents))
+    }
+
+    /// As [`Self::decode`], from latents as the U-Net sees them (divided by the scaling factor here).
+    pub fn decode_latents(&self, scaled: &Tensor) -> Result<Tensor> {
+        check("latents", scaled, self.config.latent_channels, 1)?;
+        self.decode(&(scaled / self.config.scaling_factor))
+    }
+}
+
+fn check(what: &str, x: &Tensor, channels: i64, least: i64) -> Result<()> {
+    match x.size()[..] {
+        [batch, c, h, w] if batch > 0 && c == channels && h >= least && w >= least => Ok(()),
+        _ => Err(Error::Argument {
+            what: what.into(),
+            expected: format!("shape [B, {channels}, H, W] with H and W at least {least}"),
+            found: format!("shape {:?}", x.size()),
+        }),
+    }
+}
+
+/// Renames the attention tensors of files written before diffusers 0.17 (`query`, `key`, `value`, `proj_attn`, or
+/// 1×1 convolutions in place of linear layers) to today's names and shapes.
+pub fn modern_names(tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    const OLD: [(&str, &str); 4] =
+        [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
+    let rename = |(name, tensor): (String, Tensor)| {
+        if !name.contains(".mid_block.attentions.") {
+            return (name, tensor);
+        }
+        let name = OLD.iter().fold(name, |name, (old, new)| name.replace(old, new));
+        let linear = name.contains(".to_") && name.ends_with(".weight");
+        match tensor.size()[..] {
+            [outputs, inputs, 1, 1] if linear => (name, tensor.view([outputs, inputs])),
+            _ => (name, tensor),
+        }
+    };
+    tensors.into_iter().map(rename).collect()
+}
