@@ -1,0 +1,121 @@
+//! Rank and alpha beside the tensors: `lora_adapter_metadata` in the file, or peft's `adapter_config.json`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::{Error, Result};
+
+/// The key of diffusers' JSON in a safetensors file's metadata (`diffusers/loaders/lora_base.py`).
+pub(super) const KEY: &str = "lora_adapter_metadata";
+
+/// The part of peft's `LoraConfig` that the result depends on.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Metadata {
+    rank: Option<i64>,
+    alpha: Option<f64>,
+    rank_pattern: Vec<(String, f64)>,
+    alpha_pattern: Vec<(String, f64)>,
+    rank_stabilised: bool,
+}
+
+impl Metadata {
+    /// From JSON whose keys carry `prefix` (`unet.` in diffusers' files, none in peft's). Errors name `path` and key.
+    pub fn parse(path: &Path, text: &str, prefix: &str) -> Result<Self> {
+        let wrong = |key: &str, expected: &str, found: &Value| Error::Config {
+            path: path.to_path_buf(),
+            key: format!("{prefix}{key}"),
+            expected: expected.to_owned(),
+            found: found.to_string().chars().take(80).collect(),
+        };
+        let json: Value = serde_json::from_str(text)
+            .map_err(|e| wrong("", &format!("a JSON object ({e})"), &Value::String(text.to_owned())))?;
+        let object = json.as_object().ok_or_else(|| wrong("", "a JSON object", &json))?;
+        let get = |key: &str| object.get(&format!("{prefix}{key}")).filter(|value| !value.is_null());
+        let number = |key: &str| match get(key) {
+            None => Ok(None),
+            Some(value) => value.as_f64().map(Some).ok_or_else(|| wrong(key, "a number", value)),
+        };
+        let pattern = |key: &str| -> Result<Vec<(String, f64)>> {
+            let Some(value) = get(key) else { return Ok(Vec::new()) };
+            let entries = value.as_object().ok_or_else(|| wrong(key, "an object", value))?;
+            let entry = |(name, v): (&String, &Value)| {
+                let name = name.strip_prefix('^').unwrap_or(name);
+                // peft takes these as regular expressions; the ones it writes itself are plain paths.
+                let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '.' || c == '_');
+                let number = v.as_f64().filter(|_| plain);
+                number.map(|n| (name.to_owned(), n)).ok_or_else(|| wrong(key, "module paths with numbers", value))
+            };
+            entries.iter().map(entry).collect()
+        };
+        for key in ["use_dora", "lora_bias"] {
+            if let Some(value) = get(key).filter(|value| value.as_bool() != Some(false)) {
+                return Err(wrong(key, "false (not implemented)", value));
+            }
+        }
+        Ok(Self {
+            rank: number("r")?.map(|r| r as i64),
+            alpha: number("lora_alpha")?,
+            rank_pattern: pattern("rank_pattern")?,
+            alpha_pattern: pattern("alpha_pattern")?,
+            rank_stabilised: get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
+        })
+    }
+
+    /// The rank that a projection must have, where the metadata says one.
+    pub fn rank(&self, path: &str) -> Option<i64> {
+        lookup(&self.rank_pattern, path).map(|rank| rank as i64).or(self.rank)
+    }
+
+    /// `alpha / rank` (`alpha / √rank` with rsLoRA); 1 where no alpha is given.
+    pub fn scale(&self, path: &str, rank: i64) -> f64 {
+        let divisor = if self.rank_stabilised { (rank as f64).sqrt() } else { rank as f64 };
+        lookup(&self.alpha_pattern, path).or(self.alpha).map_or(1.0, |alpha| alpha / divisor)
+    }
+}
+
+/// peft's `get_pattern_key`: the first entry that is the path or its end.
+fn lookup(pattern: &[(String, f64)], path: &str) -> Option<f64> {
+    let matches = |key: &str| path == key || path.ends_with(&format!(".{key}"));
+    pattern.iter().find(|(key, _)| matches(key)).map(|(_, value)| *value)
+}
+
+/// The JSON that makes diffusers rebuild the same LoRA: every field that its loader asks for.
+///
+/// `modules`: (path, rank, alpha) of every projection.
+pub(super) fn to_json(modules: &[(&str, i64, f64)]) -> String {
+    let rank = most_common(modules.iter().map(|&(_, rank, _)| rank as f64)) as i64;
+    let alpha = most_common(modules.iter().map(|&(.., alpha)| alpha));
+    let rank_pattern: Map<String, Value> =
+        modules.iter().filter(|(_, r, _)| *r != rank).map(|&(path, r, _)| (path.to_owned(), json!(r))).collect();
+    let alpha_pattern: Map<String, Value> =
+        modules.iter().filter(|(.., a)| *a != alpha).map(|&(path, _, a)| (path.to_owned(), number(a))).collect();
+    let paths: Vec<&str> = modules.iter().map(|(path, ..)| *path).collect();
+    let fields = json!({
+        "unet.alpha_pattern": alpha_pattern,
+        "unet.bias": "none",
+        "unet.lora_alpha": number(alpha),
+        "unet.lora_bias": false,
+        "unet.r": rank,
+        "unet.rank_pattern": rank_pattern,
+        "unet.target_modules": paths,
+        "unet.use_dora": false,
+        "unet.use_rslora": false,
+    });
+    fields.to_string()
+}
+
+/// A whole alpha as an integer, as peft writes it.
+fn number(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
+}
+
+fn most_common(values: impl Iterator<Item = f64>) -> f64 {
+    let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
+    for value in values {
+        *counts.entry(value.to_bits()).or_default() += 1;
+    }
+    let most = counts.into_iter().max_by_key(|&(_, count)| count);
+    most.map_or(1.0, |(bits, _)| f64::from_bits(bits))
+}
