@@ -1,1 +1,24 @@
 //! Objectives, pair sources, reference policies, the trainer, checkpoints and resume.
+//!
+//! A method is data on four axes ([`Method`]); [`TrainConfig`] is every setting of a run; the trainer has one loop for
+//! all methods and tells an [`Observer`] what happens.
+
+pub mod checkpoint;
+pub mod config;
+mod error;
+mod method;
+pub mod metrics;
+pub mod objective;
+mod observer;
+pub mod optimizer;
+mod prompts;
+pub mod run_dir;
+
+pub use checkpoint::{ADAPTER_FILE, Checkpoint, Position};
+pub use config::TrainConfig;
+pub use error::{Error, Result};
+pub use method::{Likelihood, METHODS, Method, PairsFrom, ReferencePolicy, Shaping};
+pub use metrics::{PreviewMetrics, Record, UpdateMetrics};
+pub use observer::{EffectiveSettings, Observer, ObserverError, Phase, Preview, Silent};
+pub use prompts::{load_prompts, read_prompts};
+pub use run_dir::RunDir;

@@ -1,0 +1,193 @@
+//! Checkpoints: written under a temporary name, synced, renamed; older ones are deleted only after that.
+
+use crate::error::{Error, Result};
+use seedpo_tensor::{WeightFile, files, write_weights};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use tch::Tensor;
+
+/// The adapter's file name, in a checkpoint and at the top of a run folder.
+pub const ADAPTER_FILE: &str = "pytorch_lora_weights.safetensors";
+/// The adapter that drew the current iteration's samples, present when a checkpoint lies within an iteration.
+pub const ROLLOUT_ADAPTER_FILE: &str = "rollout_lora_weights.safetensors";
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+const POSITION_FILE: &str = "position.json";
+const PREFIX: &str = "checkpoint-";
+
+/// Where a run stands: with the adapters and the optimizer, all there is to continue bit for bit.
+///
+/// Randomness is keyed, so no generator state is kept. Within an iteration, resuming draws the iteration's samples
+/// again with the adapter that drew them first (they are equal bit for bit on a CPU) and skips `updates_done` updates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Position {
+    /// Updates applied.
+    pub step: u64,
+    /// The iteration (prompt batch) to continue with, from 0.
+    pub iteration: u64,
+    /// Updates of that iteration already applied.
+    pub updates_done: u64,
+}
+
+/// A checkpoint read back; adapters are loaded by the caller from [`Checkpoint::folder`].
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Where the run stood.
+    pub position: Position,
+    /// The optimizer's state.
+    pub optimizer: BTreeMap<String, Tensor>,
+}
+
+impl Checkpoint {
+    /// Writes `checkpoint-<step>` in `run`; `adapters` writes the adapter files into the folder it is given.
+    ///
+    /// Keeps the newest `limit` checkpoints (0 = all). A checkpoint of this step that already exists is left as it is.
+    /// Errors: no space and the like; the temporary folder is removed and every older checkpoint stays intact.
+    pub fn save(
+        run: &Path,
+        position: Position,
+        optimizer: &BTreeMap<String, Tensor>,
+        limit: u64,
+        adapters: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let target = run.join(format!("{PREFIX}{}", position.step));
+        if target.exists() {
+            return Ok(target);
+        }
+        let temporary = run.join(format!(".{PREFIX}{}.tmp", position.step));
+        let _ = fs::remove_dir_all(&temporary);
+        let write = || -> Result<()> {
+            fs::create_dir(&temporary).map_err(|e| seedpo_tensor::Error::io(&temporary, e))?;
+            adapters(&temporary)?;
+            write_weights(&temporary.join(OPTIMIZER_FILE), optimizer, &BTreeMap::new())?;
+            let text = serde_json::to_string_pretty(&position).unwrap_or_default();
+            files::write_atomic(&temporary.join(POSITION_FILE), text.as_bytes())?;
+            files::sync_folder(&temporary);
+            fs::rename(&temporary, &target).map_err(|e| seedpo_tensor::Error::io(&target, e))?;
+            files::sync_folder(run);
+            Ok(())
+        };
+        write().inspect_err(|_| drop(fs::remove_dir_all(&temporary)))?;
+        Self::prune(run, limit);
+        Ok(target)
+    }
+
+    /// Deletes all but the newest `limit`. Failing to delete is not an error: the run goes on.
+    fn prune(run: &Path, limit: u64) {
+        let steps = Self::list(run).unwrap_or_default();
+        let surplus = if limit == 0 { 0 } else { steps.len().saturating_sub(limit as usize) };
+        for step in &steps[..surplus] {
+            // Renamed first, so that a kill in between never leaves half a checkpoint under a valid name.
+            let doomed = run.join(format!(".{PREFIX}{step}.old.tmp"));
+            if fs::rename(run.join(format!("{PREFIX}{step}")), &doomed).is_ok() {
+                let _ = fs::remove_dir_all(&doomed);
+            }
+        }
+    }
+
+    /// Steps of the checkpoints in a run folder, ascending.
+    pub fn list(run: &Path) -> Result<Vec<u64>> {
+        let entries = fs::read_dir(run).map_err(|e| seedpo_tensor::Error::io(run, e))?;
+        let step = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_prefix(PREFIX)?.parse().ok();
+        let mut steps: Vec<u64> = entries.filter_map(|e| e.ok().and_then(step)).collect();
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// The newest checkpoint of a run folder, if there is one.
+    pub fn latest(run: &Path) -> Result<Option<Self>> {
+        Self::list(run)?.last().map(|step| Self::load(&run.join(format!("{PREFIX}{step}")))).transpose()
+    }
+
+    /// Reads a checkpoint folder.
+    ///
+    /// Errors: a missing or damaged file, named, with what to do.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let path = folder.join(POSITION_FILE);
+        let text = files::read_text(&path)?;
+        let position = serde_json::from_str(&text).map_err(|e| Error::Run {
+            path: path.clone(),
+            reason: format!("expected step, iteration and updates_done: {e}; resume from an older checkpoint folder"),
+        })?;
+        let optimizer = WeightFile::open(&folder.join(OPTIMIZER_FILE))?.tensors()?;
+        Ok(Self { folder: folder.into(), position, optimizer })
+    }
+
+    /// Removes what a killed process left half-written.
+    pub fn clean(run: &Path) {
+        for entry in fs::read_dir(run).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with('.') && name.ends_with(".tmp") {
+                let path = entry.path();
+                let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn save(run: &Path, step: u64, limit: u64) -> Result<PathBuf> {
+        let optimizer = BTreeMap::from([("steps".to_string(), Tensor::from_slice(&[step as i64]))]);
+        let position = Position { step, iteration: step / 2, updates_done: step % 2 };
+        Checkpoint::save(run, position, &optimizer, limit, |f| {
+            Ok(files::write_atomic(&f.join(ADAPTER_FILE), b"adapter")?)
+        })
+    }
+
+    #[test]
+    fn the_newest_are_kept_and_read_back() {
+        let run = tempfile::tempdir().unwrap();
+        for step in [2, 9, 10, 11] {
+            save(run.path(), step, 2).unwrap();
+        }
+        assert_eq!(Checkpoint::list(run.path()).unwrap(), [10, 11]);
+        let latest = Checkpoint::latest(run.path()).unwrap().unwrap();
+        assert_eq!(latest.position, Position { step: 11, iteration: 5, updates_done: 1 });
+        assert_eq!(latest.optimizer["steps"].int64_value(&[0]), 11);
+        assert_eq!(fs::read_dir(run.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_checkpoint_and_nothing_else() {
+        let run = tempfile::tempdir().unwrap();
+        save(run.path(), 1, 1).unwrap();
+        let full = |folder: &Path| -> Result<()> {
+            fs::write(folder.join(ADAPTER_FILE), b"half").unwrap();
+            Err(seedpo_tensor::Error::NoSpace { path: folder.join(ADAPTER_FILE) }.into())
+        };
+        let error = Checkpoint::save(run.path(), Position { step: 2, ..Default::default() }, &BTreeMap::new(), 1, full);
+        assert!(error.unwrap_err().to_string().contains("no space left"));
+        assert_eq!(fs::read_dir(run.path()).unwrap().count(), 1);
+        assert_eq!(Checkpoint::latest(run.path()).unwrap().unwrap().position.step, 1);
+    }
+
+    #[test]
+    fn leftovers_of_a_kill_are_ignored_and_cleaned() {
+        let run = tempfile::tempdir().unwrap();
+        save(run.path(), 3, 0).unwrap();
+        fs::create_dir(run.path().join(".checkpoint-4.tmp")).unwrap();
+        fs::write(run.path().join(".checkpoint-4.tmp/optimizer.safetensors"), b"ha").unwrap();
+        assert_eq!(Checkpoint::list(run.path()).unwrap(), [3]);
+        Checkpoint::clean(run.path());
+        assert_eq!(fs::read_dir(run.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_names_its_file() {
+        let run = tempfile::tempdir().unwrap();
+        let folder = save(run.path(), 3, 0).unwrap();
+        fs::write(folder.join(POSITION_FILE), b"{\"step\": 3").unwrap();
+        assert!(Checkpoint::load(&folder).unwrap_err().to_string().contains("position.json"));
+        fs::write(folder.join(POSITION_FILE), br#"{"step": 3, "iteration": 1, "updates_done": 1}"#).unwrap();
+        fs::write(folder.join(OPTIMIZER_FILE), b"garbage").unwrap();
+        assert!(Checkpoint::load(&folder).unwrap_err().to_string().contains("optimizer.safetensors"));
+    }
+}

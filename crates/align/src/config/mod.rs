@@ -1,0 +1,213 @@
+//! Every setting of `seedpo train`: one struct, one table of keys, layered from presets, files and flags.
+
+mod load;
+mod presets;
+mod validate;
+
+pub use load::{layer, parse_value};
+pub use presets::{PRESETS, Preset};
+
+use crate::objective::{Clip, Objective, SelfEntropy};
+use serde::{Deserialize, Serialize};
+
+/// What kind of value a key takes, for command lines that offer every key as a flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyKind {
+    /// A string.
+    Text,
+    /// A whole number, 0 or more.
+    Integer,
+    /// A number.
+    Number,
+    /// A list of strings.
+    List,
+}
+
+/// One documented key of [`TrainConfig`].
+#[derive(Debug, Clone, Copy)]
+pub struct KeyInfo {
+    /// The key in TOML (`entropy.gamma` for nested ones); a flag is the same with `_` or `-`.
+    pub name: &'static str,
+    /// The kind of value.
+    pub kind: KeyKind,
+    /// The accepted values, in words.
+    pub range: &'static str,
+    /// What it does, and where its default comes from.
+    pub help: &'static str,
+}
+
+trait Kinded {
+    const KIND: KeyKind;
+}
+macro_rules! kinded {
+    ($($type:ty => $kind:ident),*) => { $(impl Kinded for $type { const KIND: KeyKind = KeyKind::$kind; })* };
+}
+kinded!(String => Text, u64 => Integer, f64 => Number, Vec<String> => List);
+
+/// Declares a settings struct, its defaults and its table of keys in one place, so that they cannot drift apart.
+macro_rules! settings {
+    ($(#[$meta:meta])* $name:ident, $table:ident;
+     $($key:ident: $type:ty = $default:expr, $range:literal, $help:literal;)*) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name { $(#[doc = concat!($help, " Range: ", $range, ".")] pub $key: $type,)* }
+        impl Default for $name {
+            fn default() -> Self { Self { $($key: $default,)* } }
+        }
+        const $table: &[KeyInfo] = &[$(KeyInfo {
+            name: stringify!($key), kind: <$type as Kinded>::KIND, range: $range, help: $help,
+        },)*];
+    };
+}
+
+/// The keys of the self-entropy term.
+const ENTROPY_KEYS: &[KeyInfo] = &[
+    KeyInfo {
+        name: "entropy.gamma",
+        kind: KeyKind::Number,
+        range: "above -1 (negative sharpens, and warns)",
+        help: "γ of the self-entropy term; 0 is the plain method, bit for bit (docs/methods.md section 3).",
+    },
+    KeyInfo {
+        name: "entropy.form",
+        kind: KeyKind::Text,
+        range: "flatten | literal-power",
+        help: "flatten: κ = 1/(1+γ); literal-power: κ = 1+γ (docs/methods.md section 3).",
+    },
+];
+
+impl Kinded for SelfEntropy {
+    const KIND: KeyKind = KeyKind::Number;
+}
+
+settings! {
+    /// Every setting of a training run. TOML keys are the field names; unknown keys are refused.
+    ///
+    /// Defaults are SPO's published ones for Stable Diffusion 1.5 where docs/methods.md section 4.3 states them.
+    TrainConfig, TABLE;
+    model: String = String::new(), "a diffusers folder",
+        "The base model: a folder in diffusers layout (tokenizer, text_encoder, unet, vae, scheduler).";
+    output_dir: String = "runs".into(), "a folder", "Where run folders are made.";
+    name: String = String::new(), "a file name; empty = the method's name",
+        "Name of the run folder; if taken, -2, -3, .. is appended.";
+    method: String = "spo".into(), "d3po | spo",
+        "The base method (docs/methods.md section 4); set entropy.gamma above 0 for its SEE form.";
+    prompts_file: String = String::new(), ".txt (one a line), .json (strings or objects with caption) or .jsonl",
+        "File of training prompts; exactly one of prompts_file and prompts is given.";
+    prompts: Vec<String> = Vec::new(), "at least one, unless prompts_file is given", "Training prompts, in line.";
+    judge: String = "jpeg-compressibility".into(), "a judge's name",
+        "The judge whose preference is trained on (for spo it scores each step's predicted clean image).";
+    judge_scale: f64 = 1.0, "above 0",
+        "Factor on the judge's scores before SPO's softmax threshold: 1 for scores in logits, larger for others.";
+    heldout_judge: String = String::new(), "a judge's name; empty = none",
+        "A judge that is never trained on, measured on the validation images to show reward hacking.";
+    steps: u64 = 20, "1 to 1000", "Denoising steps of the sampler (docs/methods.md section 4.1).";
+    eta: f64 = 1.0, "above 0, at most 1", "η of stochastic DDIM; every method uses 1 (docs/methods.md section 2).";
+    guidance_scale: f64 = 5.0, "1 or more; 1 = conditional prediction alone",
+        "Guidance in rollouts and in training (docs/methods.md section 4.1).";
+    resolution: u64 = 0, "a multiple of the autoencoder's factor; 0 = the model's own",
+        "Height and width of images in pixels.";
+    prompts_per_iteration: u64 = 10, "1 or more", "Prompts sampled with one policy before it is updated.";
+    rollout_batch_size: u64 = 10, "1 or more",
+        "Prompts sampled at once; affects memory and speed only, never which noise a prompt gets.";
+    candidates: u64 = 4, "2 to 64", "SPO's K: candidates per step (docs/methods.md section 4.3; 2 for SDXL).";
+    divert_start_step: u64 = 4, "0 to steps - 1", "SPO: the first step with candidates (docs/methods.md section 4.3).";
+    threshold: f64 = 0.3, "0 to 1",
+        "SPO: a pair is kept if softmax over its two scores differs by more (docs/methods.md section 4.3).";
+    beta: f64 = 10.0, "above 0",
+        "β of the loss, relative to mean log-probabilities: 10 for spo, 0.1 for d3po (docs/methods.md section 4).";
+    entropy: SelfEntropy = SelfEntropy::default(), "see entropy.gamma", "The self-entropy term.";
+    clip: f64 = 0.1, "0 to below 1; 0 = off", "ε of the clip on the likelihood ratio (docs/methods.md section 4.1).";
+    learning_rate: f64 = 6e-5, "above 0", "AdamW's learning rate: 6e-5 for spo, 3e-5 for d3po.";
+    adam_beta1: f64 = 0.9, "0 to below 1", "AdamW's β1.";
+    adam_beta2: f64 = 0.999, "0 to below 1", "AdamW's β2.";
+    adam_epsilon: f64 = 1e-8, "above 0", "AdamW's ε.";
+    adam_weight_decay: f64 = 1e-4, "0 or more", "AdamW's decoupled weight decay.";
+    max_grad_norm: f64 = 1.0, "0 or more; 0 = off", "Gradients are scaled down to this norm.";
+    rank: u64 = 4, "1 to 1024", "LoRA rank.";
+    lora_alpha: f64 = 0.0, "0 or more; 0 = the rank", "LoRA alpha; the adapter's scale is alpha/rank.";
+    lora_targets: Vec<String> = ["to_q", "to_k", "to_v", "to_out.0"].map(String::from).to_vec(),
+        "names of attention projections", "The projections that get an adapter.";
+    lr_scheduler: String = "constant".into(), "constant | constant_with_warmup | cosine",
+        "Learning-rate schedule, equal to diffusers.optimization's; cosine needs max_train_steps.";
+    lr_warmup_steps: u64 = 0, "0 or more", "Updates over which the learning rate rises from 0.";
+    max_train_steps: u64 = 0, "0 or more; 0 = no limit", "Stop after this many updates.";
+    num_train_epochs: u64 = 0, "0 or more; 0 = no limit", "Stop after this many passes over the prompts.";
+    train_batch_size: u64 = 10, "1 or more",
+        "Pairs per micro-step; times gradient_accumulation_steps = pairs per update.";
+    gradient_accumulation_steps: u64 = 1, "1 or more", "Micro-steps per update.";
+    train_micro_batch_size: u64 = 0, "0 or more; 0 = train_batch_size",
+        "Pairs whose forward and backward run at once; affects memory and speed only (rounding aside).";
+    seed: u64 = 42, "0 to 9223372036854775807", "Key of all randomness.";
+    dtype: String = "f32".into(), "f32 | bf16 | f16", "Type of the frozen base; adapter, loss and optimizer stay f32.";
+    device: String = "auto".into(), "auto | cpu | cuda | cuda:N", "Where the model runs.";
+    checkpointing_steps: u64 = 50, "1 or more", "A checkpoint every so many updates, and at the end.";
+    checkpoints_total_limit: u64 = 3, "0 or more; 0 = keep all", "Older checkpoints are deleted.";
+    validation_prompts: Vec<String> = Vec::new(), "any; empty = the first four training prompts",
+        "Prompts of the preview grids, drawn with the same noise every time.";
+    validation_steps: u64 = 50, "0 or more; 0 = no previews",
+        "Preview images before training, every so many updates, and at the end.";
+    validation_images_per_prompt: u64 = 4, "1 to 64", "Preview images per prompt; diversity needs at least 2.";
+    resume: String = String::new(), "a run folder, a checkpoint folder, or latest; empty = a new run",
+        "Continue a run; every other setting must be the run's own, except that the length may grow.";
+}
+
+/// All keys with their documentation, nested ones included.
+pub fn keys() -> impl Iterator<Item = &'static KeyInfo> {
+    TABLE.iter().flat_map(|key| if key.name == "entropy" { ENTROPY_KEYS } else { std::slice::from_ref(key) })
+}
+
+impl TrainConfig {
+    /// Pairs that share one optimizer update.
+    pub fn pairs_per_update(&self) -> usize {
+        (self.train_batch_size * self.gradient_accumulation_steps) as usize
+    }
+
+    /// Pairs whose forward and backward run at once.
+    pub fn micro_batch(&self) -> usize {
+        if self.train_micro_batch_size == 0 {
+            self.train_batch_size as usize
+        } else {
+            self.train_micro_batch_size as usize
+        }
+    }
+
+    /// β, self-entropy and clip, as the loss takes them.
+    pub fn objective(&self) -> Objective {
+        let clip = Clip((self.clip > 0.0).then_some(self.clip));
+        Objective { beta: self.beta, entropy: self.entropy, clip }
+    }
+
+    /// LoRA alpha, with 0 resolved to the rank (scale 1).
+    pub fn alpha(&self) -> f64 {
+        if self.lora_alpha == 0.0 { self.rank as f64 } else { self.lora_alpha }
+    }
+
+    /// The run folder's name.
+    pub fn run_name(&self) -> String {
+        let see = if self.entropy.gamma == 0.0 { "" } else { "see-" };
+        if self.name.is_empty() { format!("{see}{}", self.method) } else { self.name.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_lists_exactly_the_keys_of_the_struct() {
+        let table = toml::Table::try_from(TrainConfig::default()).unwrap();
+        let mut flat = Vec::new();
+        for (key, value) in &table {
+            match value {
+                toml::Value::Table(inner) => flat.extend(inner.keys().map(|k| format!("{key}.{k}"))),
+                _ => flat.push(key.clone()),
+            }
+        }
+        let mut listed: Vec<_> = keys().map(|k| k.name.to_string()).collect();
+        flat.sort();
+        listed.sort();
+        assert_eq!(flat, listed);
+    }
+}

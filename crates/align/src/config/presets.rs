@@ -1,0 +1,133 @@
+//! Published settings, and settings tuned for the built-in model, as TOML text.
+
+use super::TrainConfig;
+use crate::error::{Error, Result};
+use toml::Table;
+
+/// A named set of settings that a user's own keys go on top of.
+#[derive(Debug, Clone, Copy)]
+pub struct Preset {
+    /// The name.
+    pub name: &'static str,
+    /// Where the settings come from.
+    pub source: &'static str,
+    layers: &'static [&'static str],
+}
+
+/// D3PO's published settings: 400 epochs of 20 prompts, one pair per update.
+const D3PO_SD15: &str = r#"
+method = "d3po"
+beta = 0.1
+clip = 0.1
+learning_rate = 3e-5
+prompts_per_iteration = 20
+rollout_batch_size = 10
+train_batch_size = 1
+max_train_steps = 8000
+resolution = 512
+judge = "jpeg-compressibility"
+checkpointing_steps = 400
+validation_steps = 400
+"#;
+
+/// SPO's published settings for Stable Diffusion 1.5, with a judge of this version in the step model's place.
+const SPO_SD15: &str = r#"
+method = "spo"
+beta = 10.0
+clip = 0.1
+learning_rate = 6e-5
+rank = 4
+candidates = 4
+divert_start_step = 4
+threshold = 0.3
+prompts_per_iteration = 10
+rollout_batch_size = 10
+train_batch_size = 10
+num_train_epochs = 10
+resolution = 512
+checkpointing_steps = 500
+validation_steps = 500
+"#;
+
+const SEE: &str = "entropy = { gamma = 1.0 }\n";
+
+/// Small and quick: for the built-in 64x64 model on two CPU cores.
+const EMOJI: &str = r#"
+model = "assets/emoji-sd"
+prompts = ["cat face", "dog face", "red apple", "sun", "house", "heart", "fish", "flower", "car", "tree", "moon", "bird"]
+judge = "colourfulness"
+heldout_judge = "jpeg-compressibility"
+learning_rate = 3e-4
+prompts_per_iteration = 12
+rollout_batch_size = 12
+max_train_steps = 120
+checkpointing_steps = 20
+validation_steps = 20
+"#;
+
+const EMOJI_SPO: &str = r#"
+method = "spo"
+beta = 10.0
+candidates = 4
+divert_start_step = 4
+threshold = 0.3
+train_batch_size = 32
+"#;
+
+const EMOJI_D3PO: &str = r#"
+method = "d3po"
+beta = 0.1
+train_batch_size = 4
+"#;
+
+/// Every preset.
+pub const PRESETS: &[Preset] = &[
+    Preset { name: "d3po-sd15", source: "docs/methods.md section 4.1", layers: &[D3PO_SD15] },
+    Preset { name: "see-d3po-sd15", source: "docs/methods.md sections 3 and 4.1", layers: &[D3PO_SD15, SEE] },
+    Preset { name: "spo-sd15", source: "docs/methods.md section 4.3", layers: &[SPO_SD15] },
+    Preset { name: "see-spo-sd15", source: "docs/methods.md sections 3 and 4.3", layers: &[SPO_SD15, SEE] },
+    Preset { name: "spo-emoji", source: "tuned on the built-in model", layers: &[EMOJI, EMOJI_SPO] },
+    Preset { name: "see-spo-emoji", source: "tuned on the built-in model", layers: &[EMOJI, EMOJI_SPO, SEE] },
+    Preset { name: "d3po-emoji", source: "tuned on the built-in model", layers: &[EMOJI, EMOJI_D3PO] },
+    Preset { name: "see-d3po-emoji", source: "tuned on the built-in model", layers: &[EMOJI, EMOJI_D3PO, SEE] },
+];
+
+impl Preset {
+    /// The preset called `name`. Errors: [`Error::Setting`] listing the known names.
+    pub fn by_name(name: &str) -> Result<&'static Preset> {
+        PRESETS.iter().find(|p| p.name == name).ok_or_else(|| Error::Setting {
+            key: "preset".into(),
+            expected: format!("one of {}", PRESETS.iter().map(|p| p.name).collect::<Vec<_>>().join(", ")),
+            found: format!("`{name}`"),
+        })
+    }
+
+    /// The keys it sets.
+    pub fn table(&self) -> Result<Table> {
+        let mut table = Table::new();
+        for text in self.layers {
+            let refuse =
+                |e: toml::de::Error| Error::Config { origin: format!("preset {}", self.name), reason: e.to_string() };
+            super::layer(&mut table, text.parse().map_err(refuse)?);
+        }
+        TrainConfig::check_keys(&table, &format!("preset {}", self.name))?;
+        Ok(table)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_preset_is_valid_once_model_and_prompts_are_given() {
+        for preset in PRESETS {
+            let mut table = preset.table().unwrap();
+            super::super::layer(&mut table, "model = 'm'\nprompts = ['a']".parse().unwrap());
+            let config = TrainConfig::from_table(table, preset.name).unwrap();
+            config.validate().unwrap_or_else(|e| panic!("{}: {e}", preset.name));
+            assert_eq!(config.entropy.gamma > 0.0, preset.name.starts_with("see-"));
+        }
+        assert!(Preset::by_name("sdxl").unwrap_err().to_string().contains("see-spo-sd15"));
+    }
+}

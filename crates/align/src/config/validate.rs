@@ -1,0 +1,167 @@
+//! Range checks that need no model: each error names the key, what is accepted and what was found.
+
+use super::{TrainConfig, keys};
+use crate::error::{Error, Result};
+use crate::method::{Method, PairsFrom};
+use crate::objective::EntropyForm;
+use crate::optimizer::LrSchedule;
+use std::fmt::Debug;
+
+fn require(ok: bool, key: &str, found: impl Debug) -> Result<()> {
+    let range = || keys().find(|k| k.name == key).map(|k| k.range).unwrap_or_default().to_string();
+    if ok { Ok(()) } else { Err(Error::Setting { key: key.into(), expected: range(), found: format!("{found:?}") }) }
+}
+
+impl TrainConfig {
+    /// Checks every range and the rules between keys; returns the method and warnings for the user.
+    ///
+    /// Errors: [`Error::Setting`] for the first key that is out of range.
+    pub fn validate(&self) -> Result<(Method, Vec<String>)> {
+        let method = Method::by_name(&self.method)?;
+        self.validate_model_and_prompts()?;
+        self.validate_rollout(&method)?;
+        self.validate_objective()?;
+        self.validate_optimizer()?;
+        self.validate_run()?;
+        Ok((method, self.warnings(&method)))
+    }
+
+    fn validate_model_and_prompts(&self) -> Result<()> {
+        require(!self.model.is_empty(), "model", &self.model)?;
+        let file_name_only = !self.name.contains(['/', '\\']) && self.name != "." && self.name != "..";
+        require(file_name_only, "name", &self.name)?;
+        if self.prompts.is_empty() == self.prompts_file.is_empty() {
+            let found = if self.prompts.is_empty() { "neither" } else { "both" };
+            return Err(Error::Setting {
+                key: "prompts".into(),
+                expected: "exactly one of `prompts` (at least one prompt) and `prompts_file`".into(),
+                found: found.into(),
+            });
+        }
+        require(!self.judge.is_empty(), "judge", &self.judge)?;
+        require(self.judge_scale.is_finite() && self.judge_scale > 0.0, "judge_scale", self.judge_scale)
+    }
+
+    fn validate_rollout(&self, method: &Method) -> Result<()> {
+        require((1..=1000).contains(&self.steps), "steps", self.steps)?;
+        require(self.eta > 0.0 && self.eta <= 1.0, "eta", self.eta)?;
+        require(self.guidance_scale.is_finite() && self.guidance_scale >= 1.0, "guidance_scale", self.guidance_scale)?;
+        require(self.prompts_per_iteration >= 1, "prompts_per_iteration", self.prompts_per_iteration)?;
+        require(self.rollout_batch_size >= 1, "rollout_batch_size", self.rollout_batch_size)?;
+        if method.pairs == PairsFrom::Steps {
+            require((2..=64).contains(&self.candidates), "candidates", self.candidates)?;
+            require(self.divert_start_step < self.steps, "divert_start_step", self.divert_start_step)?;
+            require((0.0..=1.0).contains(&self.threshold), "threshold", self.threshold)?;
+        }
+        Ok(())
+    }
+
+    fn validate_objective(&self) -> Result<()> {
+        require(self.beta.is_finite() && self.beta > 0.0, "beta", self.beta)?;
+        require(self.entropy.gamma.is_finite() && self.entropy.gamma > -1.0, "entropy.gamma", self.entropy.gamma)?;
+        require((0.0..1.0).contains(&self.clip), "clip", self.clip)
+    }
+
+    fn validate_optimizer(&self) -> Result<()> {
+        require(self.learning_rate.is_finite() && self.learning_rate > 0.0, "learning_rate", self.learning_rate)?;
+        require((0.0..1.0).contains(&self.adam_beta1), "adam_beta1", self.adam_beta1)?;
+        require((0.0..1.0).contains(&self.adam_beta2), "adam_beta2", self.adam_beta2)?;
+        require(self.adam_epsilon.is_finite() && self.adam_epsilon > 0.0, "adam_epsilon", self.adam_epsilon)?;
+        let decay = self.adam_weight_decay;
+        require(decay.is_finite() && decay >= 0.0, "adam_weight_decay", decay)?;
+        require(self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0, "max_grad_norm", self.max_grad_norm)?;
+        require((1..=1024).contains(&self.rank), "rank", self.rank)?;
+        require(self.lora_alpha.is_finite() && self.lora_alpha >= 0.0, "lora_alpha", self.lora_alpha)?;
+        require(!self.lora_targets.is_empty(), "lora_targets", &self.lora_targets)?;
+        LrSchedule::from_settings(&self.lr_scheduler, self.lr_warmup_steps, self.max_train_steps).map(|_| ())
+    }
+
+    fn validate_run(&self) -> Result<()> {
+        if self.max_train_steps == 0 && self.num_train_epochs == 0 {
+            return Err(Error::Setting {
+                key: "max_train_steps".into(),
+                expected: "max_train_steps or num_train_epochs above 0, or the run would never end".into(),
+                found: "0 for both".into(),
+            });
+        }
+        require(self.train_batch_size >= 1, "train_batch_size", self.train_batch_size)?;
+        require(
+            self.gradient_accumulation_steps >= 1,
+            "gradient_accumulation_steps",
+            self.gradient_accumulation_steps,
+        )?;
+        require(self.seed <= i64::MAX as u64, "seed", self.seed)?;
+        require(["f32", "bf16", "f16"].contains(&self.dtype.as_str()), "dtype", &self.dtype)?;
+        require(self.checkpointing_steps >= 1, "checkpointing_steps", self.checkpointing_steps)?;
+        let images = self.validation_images_per_prompt;
+        require((1..=64).contains(&images), "validation_images_per_prompt", images)
+    }
+
+    fn warnings(&self, method: &Method) -> Vec<String> {
+        let mut warnings: Vec<String> = self.entropy.warning().into_iter().collect();
+        if self.entropy.form == EntropyForm::LiteralPower && self.entropy.gamma > 0.0 {
+            warnings.push("entropy.form = literal-power sharpens the reference as gamma grows".into());
+        }
+        if method.pairs == PairsFrom::Trajectories && self.train_batch_size > self.prompts_per_iteration {
+            warnings.push("train_batch_size is above prompts_per_iteration: updates will have fewer pairs".into());
+        }
+        warnings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> TrainConfig {
+        TrainConfig { model: "m".into(), prompts: vec!["a".into()], max_train_steps: 1, ..Default::default() }
+    }
+
+    #[test]
+    fn defaults_with_a_model_and_a_prompt_are_valid() {
+        assert!(good().validate().unwrap().1.is_empty());
+    }
+
+    #[test]
+    fn each_range_is_checked_and_named() {
+        let cases: Vec<(&str, fn(&mut TrainConfig))> = vec![
+            ("model", |c| c.model.clear()),
+            ("prompts", |c| c.prompts.clear()),
+            ("prompts", |c| c.prompts_file = "p.txt".into()),
+            ("name", |c| c.name = "../x".into()),
+            ("method", |c| c.method = "seppo".into()),
+            ("judge_scale", |c| c.judge_scale = 0.0),
+            ("steps", |c| c.steps = 0),
+            ("eta", |c| c.eta = 0.0),
+            ("eta", |c| c.eta = f64::NAN),
+            ("guidance_scale", |c| c.guidance_scale = 0.5),
+            ("candidates", |c| c.candidates = 1),
+            ("divert_start_step", |c| c.divert_start_step = 20),
+            ("threshold", |c| c.threshold = 1.5),
+            ("beta", |c| c.beta = -1.0),
+            ("entropy.gamma", |c| c.entropy.gamma = -1.0),
+            ("clip", |c| c.clip = 1.0),
+            ("learning_rate", |c| c.learning_rate = f64::INFINITY),
+            ("adam_beta2", |c| c.adam_beta2 = 1.0),
+            ("rank", |c| c.rank = 0),
+            ("lr_scheduler", |c| c.lr_scheduler = "linear".into()),
+            ("max_train_steps", |c| c.max_train_steps = 0),
+            ("train_batch_size", |c| c.train_batch_size = 0),
+            ("dtype", |c| c.dtype = "fp8".into()),
+            ("checkpointing_steps", |c| c.checkpointing_steps = 0),
+        ];
+        for (key, spoil) in cases {
+            let mut config = good();
+            spoil(&mut config);
+            let message = config.validate().unwrap_err().to_string();
+            assert!(message.contains(&format!("`{key}`")) && message.contains("expected"), "{key}: {message}");
+        }
+    }
+
+    #[test]
+    fn sharpening_warns() {
+        let mut config = good();
+        config.entropy.gamma = -0.5;
+        assert_eq!(config.validate().unwrap().1.len(), 1);
+    }
+}

@@ -1,0 +1,124 @@
+//! What can go wrong while a policy is aligned.
+
+use std::path::PathBuf;
+
+/// Result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Every error names what, where, what was expected and what was found.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting is unknown, of the wrong type or out of range.
+    #[error("setting `{key}`: expected {expected}, found {found}")]
+    Setting {
+        /// The key as written in the configuration file.
+        key: String,
+        /// Type and range that are accepted.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// The configuration text is not valid TOML or has an unknown key.
+    #[error("{origin}: {reason}")]
+    Config {
+        /// File or preset the text came from.
+        origin: String,
+        /// The parser's message, with line and column where known.
+        reason: String,
+    },
+    /// A file of prompts cannot be used.
+    #[error("{path}: {reason}", path = path.display())]
+    Prompts {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and found.
+        reason: String,
+    },
+    /// A run folder or checkpoint cannot be used.
+    #[error("{path}: {reason}", path = path.display())]
+    Run {
+        /// Folder or file.
+        path: PathBuf,
+        /// What was expected and found, and what to do.
+        reason: String,
+    },
+    /// A loss or gradient is NaN or infinite; the adapter was not touched.
+    #[error("{what} is {value}; expected a finite number. Try a smaller learning_rate or beta, or dtype f32")]
+    NonFinite {
+        /// Which quantity, with denoising step and prompt where they are known.
+        what: String,
+        /// NaN or an infinity.
+        value: f64,
+    },
+    /// The training policy does not reproduce the policy that drew the samples.
+    #[error(
+        "on-policy check failed: before the first update the likelihood ratio of training policy to rollout policy must \
+         be 1, expected |ratio - 1| <= {tolerance:e}, found ratios from {low} to {high} (update {update}). Rollout and \
+         training disagree about adapter, guidance, timesteps or dtype; training on such pairs would be wrong"
+    )]
+    OffPolicy {
+        /// Smallest ratio seen.
+        low: f64,
+        /// Largest ratio seen.
+        high: f64,
+        /// The accepted deviation.
+        tolerance: f64,
+        /// The update at which it was seen.
+        update: u64,
+    },
+    /// An input has the wrong shape, or is missing.
+    #[error("{what}: expected {expected}, found {found}")]
+    Input {
+        /// The tensor or list.
+        what: String,
+        /// Its name's shape or range.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// A rollout, or a step's density, failed.
+    #[error(transparent)]
+    Rollout(#[from] seedpo_rollout::Error),
+    /// The model or an adapter failed.
+    #[error(transparent)]
+    Model(#[from] seedpo_model::Error),
+    /// Tensor, file and device errors.
+    #[error(transparent)]
+    Tensor(#[from] seedpo_tensor::Error),
+    /// libtorch refused an operation.
+    #[error("libtorch: {0}")]
+    Torch(#[from] tch::TchError),
+    /// The observer could not do its part (write a picture, say).
+    #[error("{0}")]
+    Observer(#[source] crate::observer::ObserverError),
+    /// Tensors or lists that do not fit together.
+    #[error("{what}: expected {expected}, found {found}")]
+    Input {
+        /// Which input.
+        what: String,
+        /// Shape or length expected.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// Something went wrong within a run; says where, and what is left intact.
+    #[error("{place}: {source}\n{hint}")]
+    At {
+        /// Iteration, update and seed.
+        place: String,
+        /// What happened.
+        source: Box<Error>,
+        /// Last good checkpoint and how to go on.
+        hint: String,
+    },
+    /// The model refused its input.
+    #[error(transparent)]
+    Model(#[from] seedpo_model::Error),
+    /// Sampling failed.
+    #[error(transparent)]
+    Rollout(#[from] seedpo_rollout::Error),
+    /// Judging failed.
+    #[error(transparent)]
+    Judge(#[from] seedpo_judge::Error),
+}

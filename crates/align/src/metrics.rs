@@ -1,0 +1,115 @@
+//! What a run records: one line per update and one per preview in `metrics.jsonl`.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// One update, as written to `metrics.jsonl` with `"kind": "update"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UpdateMetrics {
+    /// Updates applied so far, this one included; from 1.
+    pub step: u64,
+    /// Prompt batch this update belongs to, from 0.
+    pub iteration: u64,
+    /// Passes over the prompts begun so far, as a fraction.
+    pub epoch: f64,
+    /// Mean pairwise loss in nats; ln 2 when policy equals reference. Ties count ln 2.
+    pub loss: f64,
+    /// Share of untied pairs whose margin is positive, in [0, 1]; 0 margins count one half.
+    pub implicit_accuracy: f64,
+    /// Mean margin m of docs/methods.md section 3, before β, of untied pairs.
+    pub margin: f64,
+    /// Mean of exp(ℓ_θ − ℓ_ref) before clipping, both sides.
+    pub ratio_mean: f64,
+    /// Mean of ℓ_θ − ℓ_ref of the winners.
+    pub log_ratio_winner: f64,
+    /// Mean of ℓ_θ − ℓ_ref of the losers.
+    pub log_ratio_loser: f64,
+    /// Share of ratios outside the clip range, both sides, in [0, 1].
+    pub clip_fraction: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of this update.
+    pub learning_rate: f64,
+    /// Mean over steps of mean((μ_θ − μ_ref)²)/(2σ²) on the states trained on: the per-element KL of one step.
+    pub kl_to_reference: f64,
+    /// Judge's mean score of this iteration's final images.
+    pub reward_mean: f64,
+    /// Their standard deviation (population).
+    pub reward_std: f64,
+    /// Their minimum.
+    pub reward_min: f64,
+    /// Their maximum.
+    pub reward_max: f64,
+    /// Pairs of this iteration that are trained on.
+    pub pairs_kept: u64,
+    /// Pairs of this iteration that were tied or below the threshold.
+    pub pairs_tied: u64,
+    /// Seconds of this iteration's rollout, judge excluded; on the iteration's first update only, else 0.
+    pub seconds_rollout: f64,
+    /// Seconds of this iteration's decoding and judging; likewise.
+    pub seconds_judge: f64,
+    /// Seconds of this update.
+    pub seconds_train: f64,
+    /// Single-image U-Net evaluations of the rollout (first update only) and of this update.
+    pub unet_evaluations: u64,
+}
+
+/// One round of previews, as written to `metrics.jsonl` with `"kind": "preview"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PreviewMetrics {
+    /// Updates applied before the previews were drawn; 0 is the base model.
+    pub step: u64,
+    /// Judge's mean score of the preview images.
+    pub reward_mean: f64,
+    /// Their standard deviation (population).
+    pub reward_std: f64,
+    /// Held-out judge's mean score, where one is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heldout_mean: Option<f64>,
+    /// What the observer measured on the images, e.g. diversity by name.
+    #[serde(default)]
+    pub measured: BTreeMap<String, f64>,
+    /// Seconds to draw and judge them.
+    pub seconds: f64,
+}
+
+/// A line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Record {
+    /// An update.
+    Update(UpdateMetrics),
+    /// A preview.
+    Preview(PreviewMetrics),
+}
+
+impl Record {
+    /// Updates applied when the line was written.
+    pub fn step(&self) -> u64 {
+        match self {
+            Self::Update(m) => m.step,
+            Self::Preview(m) => m.step,
+        }
+    }
+}
+
+/// Mean, population standard deviation, minimum and maximum; zeros for no values.
+pub fn summary(values: &[f64]) -> [f64; 4] {
+    if values.is_empty() {
+        return [0.0; 4];
+    }
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / count;
+    let low = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    [mean, variance.sqrt(), low, high]
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn summary_of_four_numbers() {
+        assert_eq!(super::summary(&[1.0, 2.0, 3.0, 4.0]), [2.5, 1.25f64.sqrt(), 1.0, 4.0]);
+    }
+}

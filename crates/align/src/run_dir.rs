@@ -1,0 +1,294 @@
+//! The run folder (docs/architecture.md section 4): made once, never overwritten, continued by `resume`.
+
+use crate::checkpoint::{ADAPTER_FILE, Checkpoint};
+use crate::config::TrainConfig;
+use crate::error::{Error, Result};
+use crate::metrics::Record;
+use seedpo_tensor::files;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use toml::Table;
+
+const CONFIG_FILE: &str = "config.toml";
+const METRICS_FILE: &str = "metrics.jsonl";
+
+/// SHA-256 of every input file, by a name that does not depend on where it lies (`unet/config.json`, `prompts_file`).
+pub type InputHashes = BTreeMap<String, String>;
+
+/// A run folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunDir {
+    path: PathBuf,
+}
+
+/// The files of a diffusers folder that a run depends on.
+const MODEL_FILES: &[&str] = &[
+    "model_index.json",
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/special_tokens_map.json",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "scheduler/scheduler_config.json",
+];
+
+/// Hashes the model's files that exist, and the prompt file.
+pub fn hash_inputs(config: &TrainConfig) -> Result<InputHashes> {
+    let model = Path::new(&config.model);
+    let mut hashes = InputHashes::new();
+    for name in MODEL_FILES.iter().filter(|name| model.join(name).is_file()) {
+        hashes.insert((*name).to_string(), files::sha256_file(&model.join(name))?);
+    }
+    if !config.prompts_file.is_empty() {
+        hashes.insert("prompts_file".into(), files::sha256_file(Path::new(&config.prompts_file))?);
+    }
+    Ok(hashes)
+}
+
+impl RunDir {
+    /// Makes `<output_dir>/<name>`, or `<name>-2`, `-3`, .. where taken, holding config.toml and an empty samples/.
+    ///
+    /// `versions` are recorded beside the settings. The folder appears in one step (made under a temporary name, then
+    /// renamed), so a run folder always has its config.toml. Errors: what the operating system refuses.
+    pub fn create(config: &TrainConfig, versions: &BTreeMap<String, String>, inputs: &InputHashes) -> Result<Self> {
+        let parent = Path::new(&config.output_dir);
+        fs::create_dir_all(parent).map_err(|e| seedpo_tensor::Error::io(parent, e))?;
+        let name = config.run_name();
+        let temporary = parent.join(format!(".{name}.{}.tmp", std::process::id()));
+        let _ = fs::remove_dir_all(&temporary);
+        let write = || -> Result<Self> {
+            let samples = temporary.join("samples");
+            fs::create_dir_all(&samples).map_err(|e| seedpo_tensor::Error::io(&samples, e))?;
+            let text = config_text(config, versions, inputs)?;
+            files::write_atomic(&temporary.join(CONFIG_FILE), text.as_bytes())?;
+            for attempt in 1u32.. {
+                let path = parent.join(if attempt == 1 { name.clone() } else { format!("{name}-{attempt}") });
+                if path.exists() {
+                    continue;
+                }
+                match fs::rename(&temporary, &path) {
+                    Ok(()) => {
+                        files::sync_folder(parent);
+                        return Ok(Self { path });
+                    }
+                    // Another run took the name in between.
+                    Err(_) if path.exists() => continue,
+                    Err(e) => return Err(seedpo_tensor::Error::io(&path, e).into()),
+                }
+            }
+            unreachable!("u32 names cannot all be taken")
+        };
+        write().inspect_err(|_| drop(fs::remove_dir_all(&temporary)))
+    }
+
+    /// Opens an existing run folder. Errors: [`Error::Run`] if it has no config.toml.
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.join(CONFIG_FILE).is_file() {
+            return Ok(Self { path: path.into() });
+        }
+        let reason = "expected a run folder (with config.toml), found none; check the path, or start without resume";
+        Err(Error::Run { path: path.into(), reason: reason.into() })
+    }
+
+    /// What the setting `resume` means: a run folder, a checkpoint folder within one, or `latest`: the run in
+    /// `output_dir` (of that `name`, if not empty) that was written last. With the checkpoint to continue from, if any.
+    ///
+    /// Errors: [`Error::Run`] where there is no such run, or a checkpoint is damaged.
+    pub fn resolve(resume: &str, output_dir: &Path, name: &str) -> Result<(Self, Option<Checkpoint>)> {
+        if resume == "latest" {
+            let run = Self::open(&latest_run(output_dir, name)?)?;
+            let checkpoint = Checkpoint::latest(&run.path)?;
+            return Ok((run, checkpoint));
+        }
+        let given = Path::new(resume);
+        let parent = given.parent().filter(|p| p.join(CONFIG_FILE).is_file());
+        if let (Some(parent), false) = (parent, given.join(CONFIG_FILE).is_file()) {
+            return Ok((Self::open(parent)?, Some(Checkpoint::load(given)?)));
+        }
+        let run = Self::open(given)?;
+        let checkpoint = Checkpoint::latest(&run.path)?;
+        Ok((run, checkpoint))
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where preview grids go.
+    pub fn samples(&self) -> PathBuf {
+        self.path.join("samples")
+    }
+
+    /// The metrics file.
+    pub fn metrics(&self) -> PathBuf {
+        self.path.join(METRICS_FILE)
+    }
+
+    /// The latest good adapter.
+    pub fn adapter(&self) -> PathBuf {
+        self.path.join(ADAPTER_FILE)
+    }
+
+    /// The recorded settings and input hashes. Errors: a config.toml that was edited into something invalid.
+    pub fn recorded(&self) -> Result<(TrainConfig, InputHashes)> {
+        let path = self.path.join(CONFIG_FILE);
+        let origin = path.display().to_string();
+        let text = files::read_text(&path)?;
+        let config = TrainConfig::from_toml(&text, &origin)?;
+        let table = text.parse::<Table>().unwrap_or_default();
+        let inputs = table.get("inputs").cloned().map(toml::Value::try_into::<InputHashes>).transpose();
+        let inputs = inputs.map_err(|e| Error::Config { origin, reason: format!("[inputs]: {e}") })?;
+        Ok((config, inputs.unwrap_or_default()))
+    }
+
+    /// Appends a line to metrics.jsonl.
+    pub fn append(&self, record: &Record) -> Result<()> {
+        let path = self.metrics();
+        let line =
+            serde_json::to_string(record).map_err(|e| Error::Run { path: path.clone(), reason: e.to_string() })?;
+        let file = fs::OpenOptions::new().create(true).append(true).open(&path);
+        file.and_then(|mut f| f.write_all(format!("{line}\n").as_bytes()))
+            .map_err(|e| seedpo_tensor::Error::io(&path, e).into())
+    }
+
+    /// Forces metrics.jsonl to disk; called before a checkpoint, so that no checkpoint is ahead of its metrics.
+    pub fn sync_metrics(&self) {
+        if let Ok(file) = fs::File::open(self.metrics()) {
+            let _ = file.sync_all();
+        }
+    }
+
+    /// The lines of metrics.jsonl; a last line cut short by a kill is passed over.
+    pub fn records(&self) -> Result<Vec<Record>> {
+        if !self.metrics().exists() {
+            return Ok(Vec::new());
+        }
+        let text = files::read_text(&self.metrics())?;
+        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+
+    /// Drops what came after `step`: lines of metrics.jsonl, and half-written files of a killed process.
+    ///
+    /// Without a checkpoint (`None`) all lines go.
+    pub fn rewind(&self, step: Option<u64>) -> Result<()> {
+        Checkpoint::clean(&self.path);
+        let kept = self.records()?.into_iter().filter(|r| step.is_some_and(|s| r.step() <= s));
+        let lines: Vec<String> = kept.filter_map(|r| serde_json::to_string(&r).ok()).collect();
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        Ok(files::write_atomic(&self.metrics(), text.as_bytes())?)
+    }
+}
+
+fn config_text(config: &TrainConfig, versions: &BTreeMap<String, String>, inputs: &InputHashes) -> Result<String> {
+    let mut record = Table::new();
+    let strings = |map: &BTreeMap<String, String>| {
+        toml::Value::Table(map.iter().map(|(k, v)| (k.clone(), toml::Value::String(v.clone()))).collect())
+    };
+    record.insert("run".into(), strings(versions));
+    record.insert("inputs".into(), strings(inputs));
+    let header = "# Resolved settings of this run, then the versions it ran with and the SHA-256 of its inputs.\n";
+    Ok(format!("{header}{}\n{record}", config.to_documented_toml()?))
+}
+
+fn latest_run(output_dir: &Path, name: &str) -> Result<PathBuf> {
+    let of_name = |path: &Path| {
+        let found = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let number = found.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
+        name.is_empty() || found == name || number.is_some_and(|n| n.parse::<u32>().is_ok())
+    };
+    let written = |path: &Path| {
+        let time = |file: &str| fs::metadata(path.join(file)).and_then(|m| m.modified()).ok();
+        time(METRICS_FILE).max(time(CONFIG_FILE))
+    };
+    let entries = fs::read_dir(output_dir).map_err(|e| seedpo_tensor::Error::io(output_dir, e))?;
+    let runs = entries.filter_map(|e| e.ok().map(|e| e.path())).filter(|p| p.join(CONFIG_FILE).is_file() && of_name(p));
+    runs.max_by_key(|p| written(p)).ok_or_else(|| Error::Run {
+        path: output_dir.into(),
+        reason: format!(
+            "expected a run{} to resume, found none",
+            if name.is_empty() { String::new() } else { format!(" called {name}") }
+        ),
+    })
+}
+
+/// Keys whose change does not change what is computed.
+const FREE_KEYS: &[&str] = &["resume", "output_dir", "name", "checkpoints_total_limit"];
+/// Keys that name inputs whose content is compared by hash instead.
+const HASHED_KEYS: &[&str] = &["model", "prompts_file"];
+
+/// The settings to resume with: the run's own, plus what `given` (flags and files of this start) may change.
+///
+/// `max_train_steps` and `num_train_epochs` may grow (unless the schedule is a cosine, whose shape they fix); folders
+/// and the number of checkpoints kept are free; `model` and `prompts_file` may have moved (their content is compared by
+/// [`check_inputs`]). Errors: [`Error::Run`] naming every other key that differs.
+pub fn resume_settings(run: &RunDir, recorded: &TrainConfig, given: &Table) -> Result<TrainConfig> {
+    TrainConfig::check_keys(given, "the settings given to resume with")?;
+    let before = Table::try_from(recorded).map_err(|e| Error::Run { path: run.path.clone(), reason: e.to_string() })?;
+    let mut after = before.clone();
+    crate::config::layer(&mut after, given.clone());
+    let config = TrainConfig::from_table(after, "the settings given to resume with")?;
+    let after = Table::try_from(&config).map_err(|e| Error::Run { path: run.path.clone(), reason: e.to_string() })?;
+    let differing: Vec<String> = flatten(&after)
+        .into_iter()
+        .zip(flatten(&before))
+        .filter(|((key, new), (_, old))| {
+            let free = FREE_KEYS.contains(&key.as_str()) || HASHED_KEYS.contains(&key.as_str());
+            new != old && !free && !may_grow(recorded, key, old, new)
+        })
+        .map(|((key, new), (_, old))| format!("{key}: the run has {old}, given {new}"))
+        .collect();
+    if differing.is_empty() {
+        return Ok(config);
+    }
+    let reason = format!(
+        "a run is resumed with its own settings; these differ:\n  {}\nleave them out, or start a new run",
+        differing.join("\n  ")
+    );
+    Err(Error::Run { path: run.path.clone(), reason })
+}
+
+fn may_grow(recorded: &TrainConfig, key: &str, old: &toml::Value, new: &toml::Value) -> bool {
+    let grows = match (old.as_integer(), new.as_integer()) {
+        (Some(old), Some(new)) => new == 0 || (old > 0 && new > old),
+        _ => false,
+    };
+    ["max_train_steps", "num_train_epochs"].contains(&key) && grows && recorded.lr_scheduler != "cosine"
+}
+
+fn flatten(table: &Table) -> Vec<(String, toml::Value)> {
+    let mut flat = Vec::new();
+    for (key, value) in table {
+        match value {
+            toml::Value::Table(inner) => flat.extend(inner.iter().map(|(k, v)| (format!("{key}.{k}"), v.clone()))),
+            value => flat.push((key.clone(), value.clone())),
+        }
+    }
+    flat
+}
+
+/// Refuses to continue on other inputs than the run began with. Errors: [`Error::Run`] naming every file that differs.
+pub fn check_inputs(run: &RunDir, recorded: &InputHashes, found: &InputHashes) -> Result<()> {
+    let names = recorded.keys().chain(found.keys()).collect::<std::collections::BTreeSet<_>>();
+    let differing: Vec<&str> =
+        names.into_iter().filter(|n| recorded.get(*n) != found.get(*n)).map(String::as_str).collect();
+    if differing.is_empty() {
+        return Ok(());
+    }
+    let reason = format!(
+        "these inputs have changed since the run began (SHA-256): {}; restore them, or start a new run",
+        differing.join(", ")
+    );
+    Err(Error::Run { path: run.path.clone(), reason })
+}
+
+#[cfg(test)]
+mod tests;
