@@ -5,6 +5,7 @@ mod layers;
 
 pub mod adapter;
 pub mod config;
+pub mod model;
 pub mod schedule;
 pub mod text;
 pub mod tokenizer;
@@ -15,6 +16,7 @@ pub use adapter::{Adapter, Delta};
 pub use config::{SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
 pub use error::{Error, Result};
 pub use layers::Activation;
+pub use model::{DiffusionModel, LoadOptions};
 pub use text::{ClipTextModel, TextOutput};
 pub use unet::{Projection, UNet2DConditionModel};
 pub use vae::AutoencoderKl;
