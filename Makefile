@@ -9,6 +9,9 @@ VENV := .venv/bin/python
 # The folder `make bench` measures on; any Stable Diffusion folder will do.
 MODEL ?= assets/emoji-sd
 
+# Tests already run side by side on all cores; torch threads of their own would only wait for each other.
+TEST_THREADS = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=passive
+
 # `$(call need,program,how to get it)`: one clear line when a program is missing.
 need = @command -v $(1) >/dev/null 2>&1 || { echo "make: $(1) is missing. $(2)" >&2; exit 1; }
 
@@ -29,14 +32,14 @@ setup: tools ## fetch libtorch into .libtorch (545 MB once; skipped where one is
 build: setup ## build target/release/seedpo
 	cargo build --release --bin seedpo
 
-demo: build ## align the built-in model and open the report's path (about 10 minutes after the build)
+demo: build ## align the built-in model and print where the report is (10 minutes after the build)
 	@bash scripts/demo.sh
 
 test: setup ## formatting, clippy, docs and every test
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
-	cargo test --workspace
+	$(TEST_THREADS) cargo test --workspace
 
 check: setup ## the quick part of `make test`: formatting and clippy
 	cargo fmt --all --check
