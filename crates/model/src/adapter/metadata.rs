@@ -54,6 +54,9 @@ impl Metadata {
                 return Err(wrong(key, "false (not implemented)", value));
             }
         }
+        if let Some(value) = get("peft_type").filter(|value| value.as_str() != Some("LORA")) {
+            return Err(wrong("peft_type", "\"LORA\"", value));
+        }
         Ok(Self {
             rank: number("r")?.map(|r| r as i64),
             alpha: number("lora_alpha")?,
