@@ -53,9 +53,9 @@ pub enum Error {
     },
     /// The training policy does not reproduce the policy that drew the samples.
     #[error(
-        "on-policy check failed: before the first update the likelihood ratio of training policy to rollout policy must \
-         be 1, expected |ratio - 1| <= {tolerance:e}, found ratios from {low} to {high} (update {update}). Rollout and \
-         training disagree about adapter, guidance, timesteps or dtype; training on such pairs would be wrong"
+        "on-policy check failed before update {update}: the likelihood ratio of training policy to rollout policy must \
+         be 1 within {tolerance:e}, found {low} to {high}; the mean square of the implied noise must be 1 within \
+         {slack:.2}, found {mean_square}. Rollout and training disagree about adapter, guidance, timesteps or dtype"
     )]
     OffPolicy {
         /// Smallest ratio seen.
@@ -64,25 +64,13 @@ pub enum Error {
         high: f64,
         /// The accepted deviation.
         tolerance: f64,
+        /// Mean square of the noise that the samples imply under the training policy.
+        mean_square: f64,
+        /// Its accepted deviation from 1.
+        slack: f64,
         /// The update at which it was seen.
         update: u64,
     },
-    /// An input has the wrong shape, or is missing.
-    #[error("{what}: expected {expected}, found {found}")]
-    Input {
-        /// The tensor or list.
-        what: String,
-        /// Its name's shape or range.
-        expected: String,
-        /// What was given.
-        found: String,
-    },
-    /// A rollout, or a step's density, failed.
-    #[error(transparent)]
-    Rollout(#[from] seedpo_rollout::Error),
-    /// The model or an adapter failed.
-    #[error(transparent)]
-    Model(#[from] seedpo_model::Error),
     /// Tensor, file and device errors.
     #[error(transparent)]
     Tensor(#[from] seedpo_tensor::Error),

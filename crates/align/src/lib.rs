@@ -9,10 +9,11 @@ mod error;
 mod method;
 pub mod metrics;
 pub mod objective;
-mod observer;
+pub mod observer;
 pub mod optimizer;
 mod prompts;
 pub mod run_dir;
+pub mod trainer;
 
 pub use checkpoint::{ADAPTER_FILE, Checkpoint, Position};
 pub use config::TrainConfig;
@@ -22,3 +23,4 @@ pub use metrics::{PreviewMetrics, Record, UpdateMetrics};
 pub use observer::{EffectiveSettings, Observer, ObserverError, Phase, Preview, Silent};
 pub use prompts::{load_prompts, read_prompts};
 pub use run_dir::RunDir;
+pub use trainer::{Finished, Parts, Trainer};

@@ -1,0 +1,239 @@
+//! One iteration: sample a prompt batch with the policy as it stands, then update on its pairs.
+
+use super::rollout::RolloutContext;
+use super::samples::Samples;
+use super::tally::{Means, Tally};
+use super::{BARREN_LIMIT, Finished, Trainer, on_policy};
+use crate::error::{Error, Result};
+use crate::metrics::{Record, UpdateMetrics, summary};
+use crate::objective::{PairBatch, accumulate_step_pairs};
+use crate::observer::{Observer, Phase};
+use crate::optimizer::clip_grad_norm;
+use seedpo_model::{Adapter, Conditioning, Policy};
+use seedpo_rollout::GuidedPolicy;
+use seedpo_tensor::NoiseKey;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use tch::Tensor;
+
+/// What the updates of an iteration share.
+struct Iteration<'t> {
+    index: u64,
+    texts: Vec<&'t str>,
+    conditioning: Conditioning,
+    /// The merged adapter that drew the samples.
+    merged: Adapter,
+}
+
+impl Trainer<'_> {
+    /// Runs (the rest of) the current iteration.
+    pub(super) fn iteration(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Finished> {
+        let index = self.position.iteration;
+        if self.position.updates_done == 0 {
+            self.rollout_adapter = self.adapter.detached();
+        }
+        let slots = self.stream.iteration(index);
+        let prompts = self.parts.prompts.clone();
+        let texts: Vec<&str> = slots.iter().map(|slot| prompts[slot.prompt].as_str()).collect();
+        let conditioning = self.embeddings.conditioning(self.parts.model, &texts)?;
+        let merged = self.rollout_adapter.merge(&self.parts.model.unet)?;
+        let context = RolloutContext {
+            config: &self.parts.config,
+            model: self.parts.model,
+            judge: self.parts.judge,
+            ddim: &self.ddim,
+            latent_shape: &self.latent_shape,
+            stop,
+        };
+        let samples = context.samples(self.method.pairs, &slots, &texts, &conditioning, &merged, observer)?;
+        let this = Iteration { index, texts, conditioning, merged };
+        self.updates(&this, &samples, observer, stop)
+    }
+
+    fn updates(
+        &mut self,
+        this: &Iteration,
+        samples: &Samples,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<Finished> {
+        let order = NoiseKey::new(self.parts.config.seed, "pair-order").epoch(this.index);
+        let groups = samples.pairs.updates(self.parts.config.pairs_per_update(), order);
+        self.count_barren(groups.is_empty())?;
+        let first = self.position.updates_done as usize;
+        for (turn, group) in groups.iter().enumerate().skip(first) {
+            let metrics = self.update(this, samples, group, turn == first, observer)?;
+            self.position.step += 1;
+            self.position.updates_done += 1;
+            if turn + 1 == groups.len() {
+                self.next_iteration();
+            }
+            self.after_update(metrics, observer, stop)?;
+            if stop.load(Ordering::Relaxed) {
+                return Ok(Finished::Interrupted);
+            }
+            if self.reached_max_steps() {
+                return Ok(Finished::Completed);
+            }
+        }
+        if groups.is_empty() {
+            self.next_iteration();
+        }
+        Ok(Finished::Completed)
+    }
+
+    fn next_iteration(&mut self) {
+        self.position.iteration += 1;
+        self.position.updates_done = 0;
+    }
+
+    fn count_barren(&mut self, barren: bool) -> Result<()> {
+        self.barren = if barren { self.barren + 1 } else { 0 };
+        if self.barren < BARREN_LIMIT {
+            return Ok(());
+        }
+        let config = &self.parts.config;
+        Err(Error::Input {
+            what: format!("preference pairs of {BARREN_LIMIT} iterations"),
+            expected: "at least one pair with a winner".into(),
+            found: format!(
+                "none: judge `{}` sees no difference (for spo: none above threshold {} at judge_scale {}); use another \
+                 judge, or raise judge_scale",
+                config.judge, config.threshold, config.judge_scale
+            ),
+        })
+    }
+
+    /// One optimizer step on a group of pairs.
+    fn update(
+        &mut self,
+        this: &Iteration,
+        samples: &Samples,
+        group: &[usize],
+        first: bool,
+        observer: &mut dyn Observer,
+    ) -> Result<UpdateMetrics> {
+        let started = Instant::now();
+        let config = &self.parts.config;
+        let order = NoiseKey::new(config.seed, "time-order").epoch(this.index);
+        let batches = samples.pairs.batches(group, config.train_batch_size as usize, order)?;
+        if !self.checked_on_policy && self.position.updates_done == 0 {
+            self.check_on_policy(this, &batches[0])?;
+            self.checked_on_policy = true;
+        }
+        let (tally, rows) = self.accumulate(this, &batches, observer)?;
+        let mut gradients = self.gradients();
+        let grad_norm = clip_grad_norm(&mut gradients, self.parts.config.max_grad_norm)?;
+        if !grad_norm.is_finite() {
+            return Err(Error::NonFinite { what: "the gradient norm".into(), value: grad_norm });
+        }
+        let lr = self.parts.config.learning_rate * self.schedule.factor(self.position.step);
+        self.optimizer.step(&gradients, lr)?;
+        let branches = if self.parts.config.guidance_scale == 1.0 { 1 } else { 2 };
+        let mut metrics = self.metrics(this, samples, tally.means(), first);
+        metrics.grad_norm = grad_norm;
+        metrics.learning_rate = lr;
+        metrics.seconds_train = started.elapsed().as_secs_f64();
+        // Policy and reference once each.
+        metrics.unet_evaluations += 2 * branches * rows;
+        Ok(metrics)
+    }
+
+    /// Adds up the gradients of all batches in the parameters' `.grad`; returns the statistics and U-Net rows.
+    fn accumulate(&self, this: &Iteration, batches: &[PairBatch], observer: &mut dyn Observer) -> Result<(Tally, u64)> {
+        let config = &self.parts.config;
+        for (_, parameter) in self.optimizer.parameters() {
+            parameter.shallow_clone().zero_grad();
+        }
+        let guided = |adapter| {
+            GuidedPolicy::new(Policy::new(self.parts.model, adapter), &this.conditioning, config.guidance_scale)
+        };
+        let (policy, reference) = (guided(Some(&self.adapter)), guided(None));
+        let total: usize = batches.iter().map(PairBatch::len).sum();
+        let (mut tally, mut done, mut rows) = (Tally::default(), 0, 0);
+        for batch in batches {
+            let max_rows = config.micro_batch() * batch.rows_per_pair();
+            let share = batch.len() as f64 / total as f64;
+            let output =
+                accumulate_step_pairs(&policy, &reference, &self.ddim, batch, &self.objective, max_rows, share)?;
+            tally.add(batch, &output, &this.texts)?;
+            rows += (batch.len() * batch.rows_per_pair()) as u64;
+            done += batch.len();
+            observer.on_phase(Phase::Train, done, total);
+        }
+        Ok((tally, rows))
+    }
+
+    /// The accumulated gradients; zeros where every pair of the update was clipped on both sides.
+    fn gradients(&self) -> Vec<Tensor> {
+        let of = |parameter: &Tensor| {
+            let grad = parameter.grad();
+            if grad.defined() { grad.copy() } else { parameter.detach().zeros_like() }
+        };
+        self.optimizer.parameters().iter().map(|(_, parameter)| of(parameter)).collect()
+    }
+
+    fn check_on_policy(&self, this: &Iteration, batch: &PairBatch) -> Result<()> {
+        let (config, model) = (&self.parts.config, self.parts.model);
+        let indices: Vec<usize> = (0..batch.len().min(config.micro_batch())).collect();
+        let guided =
+            |adapter| GuidedPolicy::new(Policy::new(model, Some(adapter)), &this.conditioning, config.guidance_scale);
+        let (training, rollout) = (guided(&self.adapter), guided(&this.merged));
+        on_policy::check(
+            &training,
+            &rollout,
+            &self.ddim,
+            &batch.select(&indices)?,
+            model.unet.kind(),
+            self.position.step + 1,
+        )
+    }
+
+    fn metrics(&self, this: &Iteration, samples: &Samples, means: Means, first: bool) -> UpdateMetrics {
+        let [reward_mean, reward_std, reward_min, reward_max] = summary(&samples.rewards);
+        let once = |value: f64| if first { value } else { 0.0 };
+        UpdateMetrics {
+            step: self.position.step + 1,
+            iteration: this.index,
+            epoch: self.stream.epoch(this.index),
+            loss: means.loss,
+            implicit_accuracy: means.accuracy,
+            margin: means.margin,
+            ratio_mean: means.ratio,
+            log_ratio_winner: means.log_ratio[0],
+            log_ratio_loser: means.log_ratio[1],
+            clip_fraction: means.clip_fraction,
+            grad_norm: 0.0,
+            learning_rate: 0.0,
+            kl_to_reference: means.kl,
+            reward_mean,
+            reward_std,
+            reward_min,
+            reward_max,
+            pairs_kept: samples.pairs.kept() as u64,
+            pairs_tied: samples.tied as u64,
+            seconds_rollout: once(samples.seconds_rollout),
+            seconds_judge: once(samples.seconds_judge),
+            seconds_train: 0.0,
+            unet_evaluations: if first { samples.cost.evaluations } else { 0 },
+        }
+    }
+
+    /// Records an update; then previews and a checkpoint where they are due.
+    fn after_update(&mut self, metrics: UpdateMetrics, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<()> {
+        let record = Record::Update(metrics);
+        self.parts.run.append(&record)?;
+        if let Record::Update(metrics) = &record {
+            observer.on_update(metrics).map_err(Error::Observer)?;
+        }
+        let (step, config) = (self.position.step, &self.parts.config);
+        let (preview, checkpoint) = (config.validation_steps, config.checkpointing_steps);
+        if preview > 0 && step.is_multiple_of(preview) {
+            self.preview(observer, stop)?;
+        }
+        if step.is_multiple_of(checkpoint) {
+            self.save(observer)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,268 @@
+//! The training loop, one for all methods: rollout, judge, pair, update, record, checkpoint.
+
+mod effective;
+mod embeddings;
+mod iteration;
+mod on_policy;
+mod preview;
+mod rollout;
+mod samples;
+mod stream;
+mod tally;
+
+use crate::checkpoint::{ADAPTER_FILE, Checkpoint, Position, ROLLOUT_ADAPTER_FILE};
+use crate::config::TrainConfig;
+use crate::error::{Error, Result};
+use crate::method::Method;
+use crate::objective::Objective;
+use crate::observer::Observer;
+use crate::optimizer::{AdamW, AdamWOptions, LrSchedule};
+use crate::run_dir::RunDir;
+use embeddings::Embeddings;
+use seedpo_judge::Judge;
+use seedpo_model::adapter::{LoraConfig, LoraInit};
+use seedpo_model::{Adapter, DiffusionModel};
+use seedpo_rollout::Ddim;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+pub use stream::{PromptStream, Slot};
+
+/// How a run ended without error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finished {
+    /// It reached its length.
+    Completed,
+    /// The user asked it to stop; everything up to the last update is saved.
+    Interrupted,
+}
+
+/// What a training run is made of; borrowed, so that the base model exists once.
+pub struct Parts<'a> {
+    /// The settings, validated by [`Trainer::new`].
+    pub config: TrainConfig,
+    /// The training prompts, at least one.
+    pub prompts: Vec<String>,
+    /// The frozen base model, which is also the reference policy.
+    pub model: &'a DiffusionModel,
+    /// The judge that is trained on.
+    pub judge: &'a dyn Judge,
+    /// A judge that is only measured, on previews.
+    pub heldout: Option<&'a dyn Judge>,
+    /// The run folder.
+    pub run: RunDir,
+}
+
+/// A training run: policy (base + adapter), optimizer, position.
+pub struct Trainer<'a> {
+    parts: Parts<'a>,
+    method: Method,
+    objective: Objective,
+    warnings: Vec<String>,
+    ddim: Ddim,
+    schedule: LrSchedule,
+    stream: PromptStream,
+    latent_shape: Vec<i64>,
+    embeddings: Embeddings,
+    adapter: Adapter,
+    optimizer: AdamW,
+    position: Position,
+    /// The adapter (unmerged) that draws, or drew, the current iteration's samples.
+    rollout_adapter: Adapter,
+    /// The newest checkpoint on disk and its step.
+    saved: Option<(u64, PathBuf)>,
+    /// The step whose previews exist.
+    previewed: Option<u64>,
+    checked_on_policy: bool,
+    /// Iterations in a row that gave no pair.
+    barren: u32,
+}
+
+/// Iterations without a single pair after which a run stops with advice.
+const BARREN_LIMIT: u32 = 25;
+
+impl<'a> Trainer<'a> {
+    /// A new run, or with `checkpoint` the continuation of one.
+    ///
+    /// Errors: settings out of range or that do not fit the model, a damaged checkpoint.
+    pub fn new(parts: Parts<'a>, checkpoint: Option<Checkpoint>) -> Result<Self> {
+        let (method, warnings) = parts.config.validate()?;
+        let (config, model) = (&parts.config, parts.model);
+        let ddim = Ddim::new(&model.schedule, config.steps as usize, config.eta)?;
+        check_density(&ddim)?;
+        let schedule = LrSchedule::from_settings(&config.lr_scheduler, config.lr_warmup_steps, config.max_train_steps)?;
+        let stream =
+            PromptStream::new(config.seed, parts.prompts.len(), config.prompts_per_iteration, config.num_train_epochs);
+        let latent_shape = latent_shape(config, model)?;
+        let adapter = match &checkpoint {
+            Some(checkpoint) => Adapter::load(&checkpoint.folder.join(ADAPTER_FILE), &model.unet)?,
+            None => Adapter::lora(&model.unet, &lora_config(config), config.seed)?,
+        };
+        let rollout_adapter = match &checkpoint {
+            Some(c) if c.position.updates_done > 0 => {
+                Adapter::load(&c.folder.join(ROLLOUT_ADAPTER_FILE), &model.unet)?.detached()
+            }
+            _ => adapter.detached(),
+        };
+        let mut optimizer = AdamW::new(adapter.trainable(), adamw_options(config));
+        let (mut position, mut saved) = (Position::default(), None);
+        if let Some(checkpoint) = checkpoint {
+            optimizer.load_state(checkpoint.optimizer, &checkpoint.folder)?;
+            position = checkpoint.position;
+            saved = Some((position.step, checkpoint.folder));
+        }
+        let embeddings = Embeddings::new(model)?;
+        Ok(Self {
+            objective: config.objective(),
+            previewed: saved.as_ref().map(|(step, _)| *step),
+            checked_on_policy: false,
+            barren: 0,
+            parts,
+            method,
+            warnings,
+            ddim,
+            schedule,
+            stream,
+            latent_shape,
+            embeddings,
+            adapter,
+            optimizer,
+            position,
+            rollout_adapter,
+            saved,
+        })
+    }
+
+    /// Where the run stands.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// The adapter being trained.
+    pub fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+
+    /// Trains to the end, or until `stop` is set.
+    ///
+    /// Errors: those of sampling, judging, saving; non-finite numbers; a failed on-policy check. Each says where it
+    /// happened and which checkpoint is intact; nothing is written from the bad state.
+    pub fn run(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Finished> {
+        let settings = self.effective_settings()?;
+        observer.on_start(&settings).map_err(Error::Observer)?;
+        let outcome = self.run_loop(observer, stop);
+        match outcome {
+            // Whatever a stopped rollout returned, the state on hand is that of the last finished update.
+            Err(_) if stop.load(Ordering::Relaxed) => self.interrupted(observer),
+            Err(error) => Err(self.located(error)),
+            Ok(Finished::Interrupted) => self.interrupted(observer),
+            Ok(Finished::Completed) => Ok(Finished::Completed),
+        }
+    }
+
+    fn run_loop(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Finished> {
+        if self.position.step == 0 && self.position.iteration == 0 {
+            self.preview(observer, stop)?;
+        }
+        while !self.done() {
+            if stop.load(Ordering::Relaxed) || self.iteration(observer, stop)? == Finished::Interrupted {
+                return Ok(Finished::Interrupted);
+            }
+        }
+        self.preview(observer, stop)?;
+        self.save(observer)?;
+        Ok(Finished::Completed)
+    }
+
+    fn interrupted(&mut self, observer: &mut dyn Observer) -> Result<Finished> {
+        if self.position.step > 0 {
+            self.save(observer)?;
+        }
+        Ok(Finished::Interrupted)
+    }
+
+    fn reached_max_steps(&self) -> bool {
+        let max = self.parts.config.max_train_steps;
+        max > 0 && self.position.step >= max
+    }
+
+    fn done(&self) -> bool {
+        self.reached_max_steps() || self.stream.iteration(self.position.iteration).is_empty()
+    }
+
+    /// Writes a checkpoint of the current position and updates the adapter at the top of the run folder.
+    fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        if self.saved.as_ref().is_some_and(|(step, _)| *step == self.position.step) {
+            return Ok(());
+        }
+        let run = &self.parts.run;
+        run.sync_metrics();
+        let within_iteration = self.position.updates_done > 0;
+        let adapters = |folder: &Path| -> Result<()> {
+            self.adapter.save(&folder.join(ADAPTER_FILE))?;
+            if within_iteration {
+                self.rollout_adapter.save(&folder.join(ROLLOUT_ADAPTER_FILE))?;
+            }
+            Ok(())
+        };
+        let limit = self.parts.config.checkpoints_total_limit;
+        let folder = Checkpoint::save(run.path(), self.position, &self.optimizer.state(), limit, adapters)?;
+        self.adapter.save(&run.adapter())?;
+        self.saved = Some((self.position.step, folder.clone()));
+        observer.on_checkpoint(self.position.step, &folder).map_err(Error::Observer)
+    }
+
+    /// The error with its place and what is intact.
+    fn located(&self, error: Error) -> Error {
+        let Position { step, iteration, .. } = self.position;
+        let place = format!("update {} (iteration {iteration}, seed {})", step + 1, self.parts.config.seed);
+        let run = self.parts.run.path().display();
+        let hint = match &self.saved {
+            Some((_, folder)) => {
+                format!("The last good checkpoint is {}; `--resume {run}` continues from it.", folder.display())
+            }
+            None => "No checkpoint had been written yet.".to_string(),
+        };
+        Error::At { place, source: Box::new(error), hint }
+    }
+}
+
+/// Every step must be random: a step without noise has no likelihood.
+fn check_density(ddim: &Ddim) -> Result<()> {
+    for &timestep in ddim.timesteps() {
+        if ddim.sigma(timestep)? <= 0.0 {
+            return Err(seedpo_rollout::Error::NoDensity { timestep }.into());
+        }
+    }
+    Ok(())
+}
+
+fn latent_shape(config: &TrainConfig, model: &DiffusionModel) -> Result<Vec<i64>> {
+    let factor = model.vae.config().scale_factor();
+    let size = match config.resolution as i64 {
+        0 => model.latent_size(),
+        pixels if pixels % factor == 0 => pixels / factor,
+        pixels => {
+            let expected = format!("a multiple of {factor}, this model's autoencoder's factor");
+            return Err(Error::Setting { key: "resolution".into(), expected, found: pixels.to_string() });
+        }
+    };
+    Ok(vec![model.unet.config().in_channels, size, size])
+}
+
+fn lora_config(config: &TrainConfig) -> LoraConfig {
+    LoraConfig {
+        rank: config.rank as i64,
+        alpha: config.alpha(),
+        targets: config.lora_targets.clone(),
+        init: LoraInit::Gaussian,
+    }
+}
+
+fn adamw_options(config: &TrainConfig) -> AdamWOptions {
+    AdamWOptions {
+        beta1: config.adam_beta1,
+        beta2: config.adam_beta2,
+        epsilon: config.adam_epsilon,
+        weight_decay: config.adam_weight_decay,
+    }
+}

@@ -1,0 +1,195 @@
+//! Sampling, decoding, judging and pairing one prompt batch with the merged adapter.
+
+use super::samples::{Pairs, Samples, join};
+use super::stream::Slot;
+use crate::config::TrainConfig;
+use crate::error::Result;
+use crate::method::PairsFrom;
+use crate::objective::Preference;
+use crate::observer::{Observer, Phase};
+use seedpo_judge::{Judge, StepJudge, to_u8};
+use seedpo_model::{Adapter, Conditioning, DiffusionModel, Policy};
+use seedpo_rollout::{
+    BranchOptions, Cost, Ddim, GuidedPolicy, NoisePredictor, Trajectory, branch, initial_noise, sample_pair,
+};
+use seedpo_tensor::NoiseKey;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use tch::Tensor;
+
+/// A predictor that refuses to go on once the user asked to stop, so that a long rollout can be abandoned.
+pub struct Interruptible<'a> {
+    /// The predictor.
+    pub inner: GuidedPolicy<'a>,
+    /// Set when the user asks to stop.
+    pub stop: &'a AtomicBool,
+}
+
+impl NoisePredictor for Interruptible<'_> {
+    fn predict(&self, latents: &Tensor, timesteps: &[i64], prompts: &[usize]) -> seedpo_rollout::Result<Tensor> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(seedpo_rollout::Error::Torch(tch::TchError::Kind("stopped on request".into())));
+        }
+        self.inner.predict(latents, timesteps, prompts)
+    }
+
+    fn branches(&self) -> usize {
+        self.inner.branches()
+    }
+}
+
+/// What a rollout needs besides the adapter.
+pub struct RolloutContext<'a> {
+    /// The settings.
+    pub config: &'a TrainConfig,
+    /// The base.
+    pub model: &'a DiffusionModel,
+    /// The judge.
+    pub judge: &'a dyn Judge,
+    /// The sampler.
+    pub ddim: &'a Ddim,
+    /// Shape of one latent, `[C, h, w]`.
+    pub latent_shape: &'a [i64],
+    /// Set when the user asks to stop.
+    pub stop: &'a AtomicBool,
+}
+
+impl RolloutContext<'_> {
+    /// Samples the iteration's pairs. `texts` and `conditioning` have one entry per slot; `policy` is merged.
+    pub fn samples(
+        &self,
+        pairs_from: PairsFrom,
+        slots: &[Slot],
+        texts: &[&str],
+        conditioning: &Conditioning,
+        policy: &Adapter,
+        observer: &mut dyn Observer,
+    ) -> Result<Samples> {
+        let policy = Policy { base: self.model, adapter: Some(policy) };
+        let inner = GuidedPolicy::new(policy, conditioning, self.config.guidance_scale);
+        let predictor = Interruptible { inner, stop: self.stop };
+        let chunk = self.config.rollout_batch_size as usize;
+        let total = slots.len().div_ceil(chunk) * self.ddim.steps();
+        let mut part = |i: usize| {
+            let start = i * chunk;
+            let rows: Vec<usize> = (start..slots.len().min(start + chunk)).collect();
+            let key = |&row: &usize| {
+                NoiseKey::new(self.config.seed, "rollout").epoch(slots[row].pass).prompt(slots[row].prompt as u64)
+            };
+            let keys: Vec<NoiseKey> = rows.iter().map(key).collect();
+            let x_t = initial_noise(&keys, self.latent_shape).to_device(self.model.unet.device());
+            let offset = i * self.ddim.steps();
+            let mut on_step = |done: usize, _: usize| observer.on_phase(Phase::Rollout, offset + done, total);
+            match pairs_from {
+                PairsFrom::Steps => self.branches(&predictor, &x_t, &rows, &keys, texts, &mut on_step),
+                PairsFrom::Trajectories => self.trajectories(&predictor, &x_t, &rows, &keys, texts, &mut on_step),
+            }
+        };
+        let parts = (0..slots.len().div_ceil(chunk)).map(&mut part).collect::<Result<Vec<_>>>()?;
+        merge_parts(parts)
+    }
+
+    fn branches(
+        &self,
+        predictor: &dyn NoisePredictor,
+        x_t: &Tensor,
+        rows: &[usize],
+        keys: &[NoiseKey],
+        texts: &[&str],
+        on_step: &mut dyn FnMut(usize, usize),
+    ) -> Result<Samples> {
+        let options = BranchOptions {
+            divert_start_step: self.config.divert_start_step as usize,
+            candidates: self.config.candidates as usize,
+            threshold: self.config.threshold,
+        };
+        let judge = StepJudge::new(self.judge, |latents: &Tensor| decode(self.model, latents, self.chunk()));
+        let (started, mut seconds_judge) = (Instant::now(), 0.0);
+        let scale = self.config.judge_scale;
+        let mut scorer = |latents: &Tensor, timestep: i64, prompts: &[usize]| {
+            let begun = Instant::now();
+            let of: Vec<&str> = prompts.iter().map(|&row| texts[row]).collect();
+            let scores = judge.score(latents, timestep, &of)?;
+            seconds_judge += begun.elapsed().as_secs_f64();
+            Ok(scores.into_iter().map(|score| score * scale).collect())
+        };
+        let branching = branch(predictor, x_t, rows, self.ddim, keys, &options, &mut scorer, on_step)?;
+        let possible: usize = branching.steps.iter().map(|step| step.scores.len()).sum();
+        Ok(Samples {
+            tied: possible - branching.pairs.len(),
+            pairs: Pairs::Steps(branching.pairs),
+            rewards: branching.final_scores.iter().map(|score| score / scale).collect(),
+            cost: branching.cost,
+            seconds_rollout: started.elapsed().as_secs_f64() - seconds_judge,
+            seconds_judge,
+        })
+    }
+
+    fn trajectories(
+        &self,
+        predictor: &dyn NoisePredictor,
+        x_t: &Tensor,
+        rows: &[usize],
+        keys: &[NoiseKey],
+        texts: &[&str],
+        on_step: &mut dyn FnMut(usize, usize),
+    ) -> Result<Samples> {
+        let started = Instant::now();
+        let pair = sample_pair(predictor, x_t, rows, self.ddim, keys, on_step)?;
+        let seconds_rollout = started.elapsed().as_secs_f64();
+        let of: Vec<&str> = rows.iter().map(|&row| texts[row]).collect();
+        let score = |side: &Trajectory| -> Result<Vec<f64>> {
+            let images = decode(self.model, side.final_latents(), self.chunk())?;
+            Ok(self.judge.score(&to_u8(&images)?, &of)?)
+        };
+        let (first, second) = (score(&pair.sides[0])?, score(&pair.sides[1])?);
+        let preferences: Vec<_> =
+            first.iter().zip(&second).map(|(a, b)| Preference::by_dominance(&[*a], &[*b])).collect();
+        Ok(Samples {
+            tied: preferences.iter().filter(|p| !p.decided()).count(),
+            cost: pair.cost,
+            pairs: Pairs::Trajectories(pair, preferences),
+            rewards: first.into_iter().chain(second).collect(),
+            seconds_rollout,
+            seconds_judge: started.elapsed().as_secs_f64() - seconds_rollout,
+        })
+    }
+
+    fn chunk(&self) -> usize {
+        self.config.rollout_batch_size as usize
+    }
+}
+
+/// Images `[B, 3, H, W]` from scaled latents, at most `chunk` at a time, without gradients.
+pub fn decode(model: &DiffusionModel, latents: &Tensor, chunk: usize) -> seedpo_model::Result<Tensor> {
+    let _guard = tch::no_grad_guard();
+    let parts = latents.split(chunk.max(1) as i64, 0);
+    let images = parts.iter().map(|part| model.vae.decode_latents(part)).collect::<seedpo_model::Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&images, 0))
+}
+
+fn merge_parts(parts: Vec<Samples>) -> Result<Samples> {
+    let (mut step_pairs, mut trajectories, mut all_preferences) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut rewards, mut cost) = (Vec::new(), Cost::default());
+    let (mut tied, mut seconds_rollout, mut seconds_judge) = (0, 0.0, 0.0);
+    for part in parts {
+        rewards.extend(part.rewards);
+        cost += part.cost;
+        tied += part.tied;
+        seconds_rollout += part.seconds_rollout;
+        seconds_judge += part.seconds_judge;
+        match part.pairs {
+            Pairs::Steps(pairs) => step_pairs.extend(pairs),
+            Pairs::Trajectories(pair, preferences) => {
+                trajectories.push(pair);
+                all_preferences.extend(preferences);
+            }
+        }
+    }
+    let pairs = if trajectories.is_empty() {
+        Pairs::Steps(step_pairs)
+    } else {
+        Pairs::Trajectories(join(trajectories)?, all_preferences)
+    };
+    Ok(Samples { pairs, tied, rewards, cost, seconds_rollout, seconds_judge })
+}

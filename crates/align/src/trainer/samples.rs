@@ -1,0 +1,98 @@
+//! What an iteration's rollout gives the updates: pairs, from whichever source the method names.
+
+use crate::error::Result;
+use crate::objective::{PairBatch, Preference};
+use seedpo_rollout::{Cost, StepPair, Trajectory, TrajectoryPair};
+use seedpo_tensor::NoiseKey;
+use tch::Tensor;
+
+/// The preference pairs of one iteration.
+#[derive(Debug)]
+pub enum Pairs {
+    /// SPO: pairs that share x_t, those above the threshold only.
+    Steps(Vec<StepPair>),
+    /// D3PO: two trajectories per row, and who won.
+    Trajectories(TrajectoryPair, Vec<Preference>),
+}
+
+/// An iteration's rollout.
+#[derive(Debug)]
+pub struct Samples {
+    /// The pairs.
+    pub pairs: Pairs,
+    /// Pairs that were tied or below the threshold.
+    pub tied: usize,
+    /// The judge's scores of the final images.
+    pub rewards: Vec<f64>,
+    /// What the rollout ran.
+    pub cost: Cost,
+    /// Seconds of sampling, judging excluded.
+    pub seconds_rollout: f64,
+    /// Seconds of decoding and judging.
+    pub seconds_judge: f64,
+}
+
+impl Pairs {
+    /// Indices of the pairs with a winner.
+    fn decided(&self) -> Vec<usize> {
+        match self {
+            Self::Steps(pairs) => (0..pairs.len()).collect(),
+            Self::Trajectories(_, preferences) => {
+                (0..preferences.len()).filter(|&i| preferences[i].decided()).collect()
+            }
+        }
+    }
+
+    /// How many pairs are trained on.
+    pub fn kept(&self) -> usize {
+        self.decided().len()
+    }
+
+    /// The pairs of each update: all decided pairs once, in an order keyed by `key`. Ties are left out beforehand, since
+    /// they carry no gradient; the last update may have fewer.
+    pub fn updates(&self, per_update: usize, key: NoiseKey) -> Vec<Vec<usize>> {
+        let decided = self.decided();
+        let order: Vec<usize> = key.permutation(decided.len()).into_iter().map(|i| decided[i]).collect();
+        order.chunks(per_update.max(1)).map(<[usize]>::to_vec).collect()
+    }
+
+    /// The batches whose gradients one update accumulates: at most `train_batch` pairs each. A trajectory pair gives as
+    /// many batches as it has steps, its time order shuffled by a key of its own (docs/methods.md section 4.1).
+    pub fn batches(&self, group: &[usize], train_batch: usize, key: NoiseKey) -> Result<Vec<PairBatch>> {
+        let mut batches = Vec::new();
+        for part in group.chunks(train_batch.max(1)) {
+            match self {
+                Self::Steps(pairs) => {
+                    let chosen: Vec<&StepPair> = part.iter().map(|&i| &pairs[i]).collect();
+                    batches.push(PairBatch::from_step_pairs(&chosen)?);
+                }
+                Self::Trajectories(pair, preferences) => {
+                    let steps = pair.sides[0].timesteps.len();
+                    let orders: Vec<_> =
+                        (0..pair.prompts.len()).map(|row| key.prompt(row as u64).permutation(steps)).collect();
+                    for turn in 0..steps {
+                        let now: Vec<usize> = orders.iter().map(|order| order[turn]).collect();
+                        batches.push(PairBatch::from_trajectories(pair, preferences, &now)?.select(part)?);
+                    }
+                }
+            }
+        }
+        Ok(batches)
+    }
+}
+
+/// Rollouts of parts of a prompt batch as one. `parts` is not empty.
+pub fn join(parts: Vec<TrajectoryPair>) -> Result<TrajectoryPair> {
+    let side = |s: usize| -> Result<Trajectory> {
+        let of: Vec<&Trajectory> = parts.iter().map(|p| &p.sides[s]).collect();
+        let stage = |i: usize| Tensor::f_cat(&of.iter().map(|t| &t.latents[i]).collect::<Vec<_>>(), 0);
+        let latents = (0..of[0].latents.len()).map(stage).collect::<Result<Vec<_>, _>>()?;
+        let log_probs: Option<Vec<&Tensor>> = of.iter().map(|t| t.log_probs.as_ref()).collect();
+        let log_probs = log_probs.map(|parts| Tensor::f_cat(&parts, 0)).transpose()?;
+        Ok(Trajectory { latents, timesteps: of[0].timesteps.clone(), log_probs, cost: Cost::default() })
+    };
+    let sides = [side(0)?, side(1)?];
+    let mut cost = Cost::default();
+    parts.iter().for_each(|p| cost += p.cost);
+    Ok(TrajectoryPair { sides, prompts: parts.iter().flat_map(|p| p.prompts.iter().copied()).collect(), cost })
+}
