@@ -1,0 +1,20 @@
+//! What a method minimises: preferences, likelihood ratios, the self-entropy term, and the pairwise loss.
+//!
+//! [`pairwise_loss`] is pure arithmetic on log-likelihoods; [`step_pair`] feeds it from the U-Net. The trainer and
+//! `seedpo probe` both go through [`accumulate_step_pairs`], so what the probe shows is what training does.
+
+pub mod entropy;
+pub mod likelihood;
+pub mod loss;
+pub mod pairs;
+pub mod preference;
+pub mod probe;
+pub mod step_pair;
+
+pub use entropy::{EntropyForm, SelfEntropy};
+pub use likelihood::{Side, denoising_error};
+pub use loss::{Clip, LossOutput, Objective, pairwise_loss};
+pub use pairs::{PairBatch, PairLatents};
+pub use preference::Preference;
+pub use probe::{ProbeLoss, ProbeLossSettings, probe_loss};
+pub use step_pair::{accumulate_step_pairs, step_pair_loss};

@@ -1,0 +1,185 @@
+//! The `loss` row of `seedpo probe`: loss, margins and gradients of given pairs.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use seedpo_model::policy::{Conditioning, Policy};
+use seedpo_model::{Adapter, DiffusionModel};
+use seedpo_rollout::{Ddim, GuidedPolicy};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use super::{Clip, EntropyForm, Objective, PairBatch, PairLatents, SelfEntropy, accumulate_step_pairs};
+use crate::{Error, Result};
+
+/// The settings of a `loss` case, as its JSON spells them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProbeLossSettings {
+    /// `spo` or `d3po`.
+    pub method: String,
+    /// β.
+    pub beta: f64,
+    /// γ; 0 where absent.
+    #[serde(default)]
+    pub gamma: f64,
+    /// `flatten` (the default) or `literal-power`.
+    #[serde(default)]
+    pub form: EntropyForm,
+    /// ε of the ratio clip; absent or null is off.
+    #[serde(default)]
+    pub clip: Clip,
+    /// w; 1 runs the conditional branch alone.
+    pub guidance_scale: f64,
+    /// DDIM steps.
+    pub steps: usize,
+    /// η; 1 where absent.
+    #[serde(default = "one")]
+    pub eta: f64,
+    /// The policy's adapter file; the caller loads it.
+    pub adapter: PathBuf,
+    /// The reference's adapter file; absent = the base. The caller loads it.
+    #[serde(default)]
+    pub reference_adapter: Option<PathBuf>,
+    /// Only for methods with a flipper; must be absent or null here.
+    #[serde(default)]
+    pub shaping: Option<String>,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// What a `loss` case gives.
+#[derive(Debug)]
+pub struct ProbeLoss {
+    /// Mean loss over the batch, `[1]` f32.
+    pub loss: Tensor,
+    /// m before β, `[B]` f32.
+    pub margin: Tensor,
+    /// The loss's gradient for every tensor of the adapter, f32, keyed as in the adapter file.
+    pub grads: BTreeMap<String, Tensor>,
+}
+
+impl ProbeLossSettings {
+    /// β, self-entropy and clip. Errors: [`Error::Setting`] for values out of range.
+    pub fn objective(&self) -> Result<Objective> {
+        let entropy = SelfEntropy::new(self.gamma, self.form)?;
+        let objective = Objective { beta: self.beta, entropy, clip: self.clip };
+        objective.check()?;
+        Ok(objective)
+    }
+}
+
+/// Loss, margins and adapter gradients of the pairs in `tensors` (names and shapes: docs/probe.md, row `loss`).
+///
+/// `adapter` is the policy, `reference` another adapter over the same base (`None` = the base alone). Both are used
+/// unmerged. Runs the code that training runs. Errors: [`Error::Setting`] for a method or value out of range,
+/// [`Error::Input`] naming a missing, surplus or misshaped tensor.
+pub fn probe_loss(
+    model: &DiffusionModel,
+    adapter: &Adapter,
+    reference: Option<&Adapter>,
+    tensors: &BTreeMap<String, Tensor>,
+    settings: &ProbeLossSettings,
+) -> Result<ProbeLoss> {
+    let objective = settings.objective()?;
+    let ddim = Ddim::new(&model.schedule, settings.steps, settings.eta)?;
+    let inputs = Inputs::read(tensors, settings)?;
+    let policy = Policy { base: model, adapter: Some(adapter) };
+    let policy = GuidedPolicy::new(policy, &inputs.conditioning, settings.guidance_scale);
+    let reference = Policy { base: model, adapter: reference };
+    let reference = GuidedPolicy::new(reference, &inputs.conditioning, settings.guidance_scale);
+    let parameters = adapter.trainable();
+    for (_, parameter) in &parameters {
+        let mut parameter = parameter.shallow_clone().set_requires_grad(true);
+        parameter.zero_grad();
+    }
+    let output = accumulate_step_pairs(&policy, &reference, &ddim, &inputs.batch, &objective, usize::MAX, 1.0)?;
+    let gradient = |parameter: &Tensor| {
+        let grad = parameter.grad();
+        if grad.defined() { grad.to_kind(Kind::Float).copy() } else { parameter.zeros_like().detach() }
+    };
+    Ok(ProbeLoss {
+        loss: output.loss.detach().reshape([1]),
+        margin: output.margin,
+        grads: parameters.iter().map(|(key, parameter)| (key.clone(), gradient(parameter))).collect(),
+    })
+}
+
+/// A case's tensors, checked.
+struct Inputs {
+    conditioning: Conditioning,
+    batch: PairBatch,
+}
+
+impl Inputs {
+    fn read(tensors: &BTreeMap<String, Tensor>, settings: &ProbeLossSettings) -> Result<Self> {
+        let pair_names: &[&str] = match settings.method.as_str() {
+            "spo" => &["latents", "next_latents_w", "next_latents_l"],
+            "d3po" => &["latents_w", "next_latents_w", "latents_l", "next_latents_l"],
+            other => return Err(refused("method", "`spo` or `d3po`", &format!("`{other}`"))),
+        };
+        if let Some(shaping) = &settings.shaping {
+            let expected = format!("nothing: method `{}` has no shaping", settings.method);
+            return Err(refused("shaping", &expected, &format!("`{shaping}`")));
+        }
+        let known = |name: &str| {
+            pair_names.contains(&name) || ["prompt_embeds", "negative_prompt_embeds", "timestep"].contains(&name)
+        };
+        if let Some(surplus) = tensors.keys().find(|name| !known(name)) {
+            let expected = format!("only the tensors of method `{}`", settings.method);
+            return Err(Error::Input { what: format!("tensor `{surplus}`"), expected, found: "it".into() });
+        }
+        let prompt_embeds = get(tensors, "prompt_embeds", &[-1, -1, -1])?;
+        let (rows, length, width) = prompt_embeds.size3()?;
+        let negative_prompt_embeds = match tensors.get("negative_prompt_embeds") {
+            None if settings.guidance_scale == 1.0 => prompt_embeds.narrow(0, 0, 1).zeros_like(),
+            _ => get(tensors, "negative_prompt_embeds", &[1, length, width])?,
+        };
+        let timesteps = get(tensors, "timestep", &[rows])?;
+        let first = get(tensors, pair_names[0], &[rows, -1, -1, -1])?;
+        let rest = pair_names[1..].iter().map(|name| get(tensors, name, &first.size())).collect::<Result<Vec<_>>>()?;
+        let batch = PairBatch {
+            latents: pair_latents(first, rest),
+            timesteps: Vec::<i64>::try_from(timesteps.to_kind(Kind::Int64))?,
+            prompts: (0..rows as usize).collect(),
+            decided: vec![true; rows as usize],
+        };
+        Ok(Self { conditioning: Conditioning { prompt_embeds, negative_prompt_embeds }, batch })
+    }
+}
+
+fn pair_latents(first: Tensor, rest: Vec<Tensor>) -> PairLatents {
+    let mut rest = rest.into_iter();
+    match (rest.next(), rest.next(), rest.next()) {
+        (Some(next_latents_w), Some(latents_l), Some(next_latents_l)) => {
+            PairLatents::Separate { latents_w: first, next_latents_w, latents_l, next_latents_l }
+        }
+        (next_w, next_l, _) => PairLatents::Shared {
+            next_latents_w: next_w.unwrap_or_else(|| first.shallow_clone()),
+            next_latents_l: next_l.unwrap_or_else(|| first.shallow_clone()),
+            latents: first,
+        },
+    }
+}
+
+/// The tensor called `name`; −1 in `shape` stands for any size.
+fn get(tensors: &BTreeMap<String, Tensor>, name: &str, shape: &[i64]) -> Result<Tensor> {
+    let wanted = shape.iter().map(|n| if *n < 0 { "any".to_owned() } else { n.to_string() }).collect::<Vec<_>>();
+    let expected = format!("shape [{}]", wanted.join(", "));
+    let what = format!("tensor `{name}`");
+    let Some(tensor) = tensors.get(name) else {
+        return Err(Error::Input { what, expected, found: "no such tensor".into() });
+    };
+    let size = tensor.size();
+    let fits = size.len() == shape.len() && size.iter().zip(shape).all(|(have, want)| *want < 0 || have == want);
+    if !fits || tensor.numel() == 0 {
+        return Err(Error::Input { what, expected, found: format!("shape {size:?}") });
+    }
+    Ok(tensor.shallow_clone())
+}
+
+fn refused(key: &str, expected: &str, found: &str) -> Error {
+    Error::Setting { key: key.into(), expected: expected.into(), found: found.into() }
+}

@@ -1,0 +1,145 @@
+//! From a batch of pairs to loss and gradients: one policy pass and one reference pass (docs/methods.md section 6).
+
+use seedpo_rollout::{Ddim, NoisePredictor, Transition};
+use tch::{Kind, Tensor};
+
+use super::pairs::Rows;
+use super::{LossOutput, Objective, PairBatch, Side, pairwise_loss};
+use crate::Result;
+
+/// The loss of a batch of pairs, with graph: exactly one pass of `policy` and one of `reference`.
+///
+/// Where the pairs share x_t (SPO) the passes have B rows and serve both sides; else (D3PO) both sides are stacked into
+/// 2B rows. `reference` runs without graph. Errors: what the predictors refuse, σ = 0, [`crate::Error::Input`].
+pub fn step_pair_loss(
+    policy: &dyn NoisePredictor,
+    reference: &dyn NoisePredictor,
+    ddim: &Ddim,
+    batch: &PairBatch,
+    objective: &Objective,
+) -> Result<LossOutput> {
+    let rows = batch.rows()?;
+    let noise_ref = tch::no_grad(|| reference.predict(&rows.latents, &rows.timesteps, &rows.prompts))?;
+    let noise_pred = policy.predict(&rows.latents, &rows.timesteps, &rows.prompts)?;
+    Ok(compare(&rows, ddim, batch, objective, &noise_pred, &noise_ref)?.output)
+}
+
+/// Loss of a batch of pairs, its gradient added to `.grad` of the policy's adapter tensors; the output has no graph.
+///
+/// `grad_scale` multiplies the gradient only (1/n where n batches make one update). `max_rows` bounds the U-Net rows
+/// with a graph at any time: the batch is cut into micro-batches of whole pairs, each divided by the full batch's size,
+/// so the result is that of one pass; with `max_rows` 1 a D3PO pair is split by the two-pass form. Ties are never run
+/// (their margin is reported as 0), and a micro-batch whose pairs are all clipped on both sides skips its backward pass.
+/// Errors: as [`step_pair_loss`].
+pub fn accumulate_step_pairs(
+    policy: &dyn NoisePredictor,
+    reference: &dyn NoisePredictor,
+    ddim: &Ddim,
+    batch: &PairBatch,
+    objective: &Objective,
+    max_rows: usize,
+    grad_scale: f64,
+) -> Result<LossOutput> {
+    objective.check()?;
+    let decided: Vec<usize> = (0..batch.len()).filter(|&i| batch.decided[i]).collect();
+    let per_pass = (max_rows / batch.rows_per_pair()).max(1);
+    let split_sides = max_rows < batch.rows_per_pair();
+    let mut parts = Vec::new();
+    for indices in decided.chunks(per_pass) {
+        let part = batch.select(indices)?;
+        let share = indices.len() as f64 / batch.len() as f64;
+        parts.push(if split_sides {
+            two_pass(policy, reference, ddim, &part, objective, grad_scale * share)?
+        } else {
+            let output = step_pair_loss(policy, reference, ddim, &part, objective)?;
+            if output.needs_grad().any().int64_value(&[]) != 0 {
+                (&output.loss * (grad_scale * share)).f_backward()?;
+            }
+            output
+        });
+    }
+    Ok(LossOutput::gather(&parts, &decided, batch.len()))
+}
+
+/// The two-pass form: margins and ∂loss/∂ε without graph, then the backward pass of ⟨ε_θ, ∂loss/∂ε⟩ row by row.
+///
+/// Costs one more forward pass than [`step_pair_loss`] and keeps one row's activations. Rows whose side is clipped
+/// are not run again. Gradients are added to `.grad`, times `grad_scale`.
+pub fn two_pass(
+    policy: &dyn NoisePredictor,
+    reference: &dyn NoisePredictor,
+    ddim: &Ddim,
+    batch: &PairBatch,
+    objective: &Objective,
+    grad_scale: f64,
+) -> Result<LossOutput> {
+    let rows = batch.rows()?;
+    let predict = |predictor: &dyn NoisePredictor| {
+        tch::no_grad(|| -> Result<Tensor> {
+            let row = |i: usize| {
+                let latents = rows.latents.narrow(0, i as i64, 1);
+                predictor.predict(&latents, &rows.timesteps[i..=i], &rows.prompts[i..=i])
+            };
+            let parts = (0..rows.timesteps.len()).map(row).collect::<seedpo_rollout::Result<Vec<_>>>()?;
+            Ok(Tensor::f_cat(&parts, 0)?)
+        })
+    };
+    let compared = compare(&rows, ddim, batch, objective, &predict(policy)?, &predict(reference)?)?;
+    let gradient = noise_gradient(&rows, ddim, objective, &compared)? * grad_scale;
+    for i in 0..rows.timesteps.len() {
+        let row_gradient = gradient.narrow(0, i as i64, 1);
+        if row_gradient.count_nonzero(None).int64_value(&[]) > 0 {
+            let latents = rows.latents.narrow(0, i as i64, 1);
+            let noise_pred = policy.predict(&latents, &rows.timesteps[i..=i], &rows.prompts[i..=i])?;
+            (noise_pred * row_gradient).sum(Kind::Float).f_backward()?;
+        }
+    }
+    Ok(compared.output)
+}
+
+/// What one policy pass and one reference pass say about a batch of pairs.
+struct Compared {
+    output: LossOutput,
+    /// The policy's steps of winners and losers; the same one twice where x_t is shared.
+    policy: [Transition; 2],
+}
+
+fn compare(
+    rows: &Rows,
+    ddim: &Ddim,
+    batch: &PairBatch,
+    objective: &Objective,
+    noise_pred: &Tensor,
+    noise_ref: &Tensor,
+) -> Result<Compared> {
+    let pairs = batch.len() as i64;
+    let shared = batch.rows_per_pair() == 1;
+    let part = |side: usize, noise: &Tensor| {
+        let start = if shared { 0 } else { side as i64 * pairs };
+        let latents = rows.latents.narrow(0, start, pairs);
+        ddim.transition(&batch.timesteps, &latents, &noise.narrow(0, start, pairs))
+    };
+    let policy = [part(0, noise_pred)?, part(1, noise_pred)?];
+    let reference = [part(0, noise_ref)?, part(1, noise_ref)?];
+    let side = |s: usize| Side::transition(&policy[s], &reference[s], &rows.sides[s]);
+    let mut output = pairwise_loss(&side(0)?, &side(1)?, objective, Some(&batch.decided))?;
+    output.kl = [policy[0].kl(&reference[0])?, policy[1].kl(&reference[1])?];
+    Ok(Compared { output, policy })
+}
+
+/// ∂loss/∂ε for every row of the U-Net pass, `[rows, C, h, w]` f32: the margin's slope times the step's, 0 where the
+/// clip cut. Where x_t is shared both sides add up in one row.
+fn noise_gradient(rows: &Rows, ddim: &Ddim, objective: &Objective, compared: &Compared) -> Result<Tensor> {
+    let output = &compared.output;
+    let pairs = output.pairs();
+    let slopes =
+        rows.timesteps[..pairs].iter().map(|&t| ddim.mean_slope(t)).collect::<seedpo_rollout::Result<Vec<_>>>()?;
+    let margin_slope = output.margin_gradient(objective.beta);
+    let side = |s: usize, sign: f64| -> Result<Tensor> {
+        let passes = output.clipped[s].logical_not().to_kind(Kind::Float);
+        let weight = (&margin_slope * passes * sign).reshape([-1, 1, 1, 1]);
+        Ok(compared.policy[s].log_prob_gradient(&rows.sides[s], &slopes)? * weight)
+    };
+    let (winners, losers) = (side(0, 1.0)?, side(1, -1.0)?);
+    Ok(if rows.timesteps.len() == pairs { winners + losers } else { Tensor::f_cat(&[winners, losers], 0)? })
+}
