@@ -1,2 +1,33 @@
-//! The `seedpo` command.
-fn main() {}
+//! The `seedpo` command: align text-to-image diffusion models with preferences.
+//!
+//! This crate holds arguments, configuration files, progress and exit codes, and no mathematics. The flow is in
+//! `docs/architecture.md`; every command is one file in [`commands`].
+
+mod args;
+mod commands;
+mod context;
+mod failure;
+mod images;
+mod interrupt;
+mod models;
+mod observer;
+mod output;
+mod progress;
+mod settings;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches};
+
+fn main() -> ExitCode {
+    failure::install_panic_hook();
+    let arguments = args::with_hyphens(std::env::args_os());
+    let matches = args::Cli::command().get_matches_from(arguments);
+    let cli = args::Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    cli.global.start_logs();
+    interrupt::install();
+    match commands::run(cli) {
+        Ok(outcome) => outcome.exit_code(),
+        Err(error) => failure::report(&error),
+    }
+}

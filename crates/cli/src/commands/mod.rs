@@ -1,0 +1,23 @@
+//! One file per command.
+
+pub mod doctor;
+pub mod probe;
+pub mod sample;
+pub mod score;
+
+use anyhow::Result;
+
+use crate::args::{Cli, Command};
+use crate::context::Context;
+use crate::failure::Outcome;
+
+/// Runs the command that was asked for.
+pub fn run(cli: Cli) -> Result<Outcome> {
+    let context = Context::new(&cli.global)?;
+    match cli.command {
+        Command::Sample(args) => sample::run(&args, &context),
+        Command::Score(args) => score::run(&args, &context),
+        Command::Doctor(args) => doctor::run(&args, &context),
+        Command::Probe(args) => probe::run(&args, &context),
+    }
+}

@@ -1,0 +1,88 @@
+//! The `loss` stage: loss, margins and adapter gradients of given pairs, by the code that training runs.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, bail};
+use seedpo_align::objective::{ProbeLossSettings, probe_loss};
+use seedpo_tensor::Tensor;
+use serde_json::{Value, json};
+
+use super::case::{Case, Sizes};
+use super::settings::CaseSettings;
+use super::stages::{adapter, conditioning, sizes_of};
+use super::{Results, Session};
+
+const KNOWN: [&str; 11] = [
+    "method",
+    "beta",
+    "gamma",
+    "form",
+    "clip",
+    "guidance_scale",
+    "steps",
+    "eta",
+    "adapter",
+    "reference_adapter",
+    "shaping",
+];
+
+/// Loss, margin and gradients of a batch of pairs.
+pub fn loss(case: &Case, session: &Session) -> Result<Results> {
+    let raw = case.settings(&KNOWN)?;
+    let settings = settings(&raw)?;
+    let model = session.model()?;
+    let policy = adapter(case, &raw, "adapter", &model)?;
+    let policy = policy.context("setting `adapter`: expected the path of the policy's adapter file, found nothing")?;
+    let reference = adapter(case, &raw, "reference_adapter", &model)?;
+    let sizes = sizes_of(&model);
+    let mut tensors = pair_tensors(case, &settings.method, &sizes)?;
+    let last = model.schedule.num_train_timesteps as i64;
+    tensors.insert("timestep".to_owned(), case.integer("timestep", &["B"], &sizes, last)?);
+    let embeds = conditioning(case, &sizes, session)?;
+    tensors.insert("prompt_embeds".to_owned(), embeds.prompt_embeds);
+    tensors.insert("negative_prompt_embeds".to_owned(), embeds.negative_prompt_embeds);
+    let tensors = tensors.into_iter().map(|(name, tensor)| (name, tensor.to_device(session.device()))).collect();
+    let output = probe_loss(&model, &policy, reference.as_ref(), &tensors, &settings)?;
+    let gradients = output.grads.into_iter().map(|(key, gradient)| (format!("grad.{key}"), gradient));
+    let values = [("loss".to_owned(), output.loss), ("margin".to_owned(), output.margin)];
+    Ok(values.into_iter().chain(gradients).collect())
+}
+
+fn pair_tensors(case: &Case, method: &str, sizes: &Sizes) -> Result<BTreeMap<String, Tensor>> {
+    let read = |name: &&str| Ok(((*name).to_owned(), case.float(name, &["B", "C", "h", "w"], sizes)?));
+    pair_names(method)?.iter().map(read).collect()
+}
+
+fn pair_names(method: &str) -> Result<&'static [&'static str]> {
+    match method {
+        "spo" => Ok(&["latents", "next_latents_w", "next_latents_l"]),
+        "d3po" => Ok(&["latents_w", "next_latents_w", "latents_l", "next_latents_l"]),
+        "diffusion-dpo" | "seppo" => {
+            bail!("setting `method`: expected `spo` or `d3po`; `{method}` is not in this version")
+        }
+        other => bail!("setting `method`: expected `spo` or `d3po`, found `{other}`"),
+    }
+}
+
+/// The settings, typed; ranges are checked by the objective itself.
+fn settings(raw: &CaseSettings) -> Result<ProbeLossSettings> {
+    let text = |key: &str| Ok::<_, anyhow::Error>(raw.text(key)?.map(str::to_owned));
+    let method = text("method")?.context("setting `method`: expected `spo` or `d3po`, found nothing")?;
+    pair_names(&method)?;
+    let form = text("form")?.unwrap_or_else(|| "flatten".to_owned());
+    let mut object = json!({
+        "method": method,
+        "beta": raw.number("beta", None)?,
+        "gamma": raw.number("gamma", Some(0.0))?,
+        "clip": raw.optional_number("clip")?,
+        "guidance_scale": raw.number("guidance_scale", None)?,
+        "steps": raw.count("steps")?,
+        "eta": raw.number("eta", Some(1.0))?,
+        "adapter": text("adapter")?.unwrap_or_default(),
+        "reference_adapter": text("reference_adapter")?,
+        "shaping": text("shaping")?,
+    });
+    object["form"] = Value::String(form.clone());
+    serde_json::from_value(object)
+        .with_context(|| format!("setting `form`: expected `flatten` or `literal-power`, found `{form}`"))
+}

@@ -1,0 +1,143 @@
+//! `seedpo probe`: any stage on given inputs, to compare it with a reference.
+
+mod case;
+mod loss;
+mod settings;
+mod stages;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use seedpo_model::{DiffusionModel, LoadOptions, NoiseSchedule, SchedulerConfig};
+use seedpo_tensor::{Device, Kind, Tensor, write_weights};
+
+use self::case::Case;
+use crate::context::Context;
+use crate::failure::Outcome;
+use crate::models;
+
+const TABLE: &str = "\
+The case is a safetensors file: its tensors are the inputs; its metadata has the strings `what` and `settings` (JSON).
+
+  what      inputs                                              settings                    outputs
+  tokenize                                                      prompts                     input_ids i64 [B, L]
+  text      input_ids i64 [B, L]                                                            prompt_embeds [B, L, D], pooled [B, P]
+  unet      latents, timestep i64 [B], prompt_embeds            adapter                     noise_pred
+  encode    images [B, 3, H, W] in [-1, 1]                                                  mean, logvar
+  decode    latents (scaled)                                                                images
+  ddim      latents, noise_pred, next_latents, timestep         steps, eta                  mean, std, log_prob
+  sample    latents, prompt_embeds, negative_prompt_embeds      steps, eta, guidance_scale, latents
+                                                                sampler, adapter
+  loss      prompt_embeds, negative_prompt_embeds, timestep,    method, beta, gamma, form,  loss [1], margin [B],
+            spo: latents, next_latents_w, next_latents_l        clip, guidance_scale,       grad.<adapter key>
+            d3po: latents_w, next_latents_w, latents_l,         steps, eta, adapter,
+                  next_latents_l                                reference_adapter
+  score     images u8 [B, H, W, 3]                              judge, prompts              scores [B]
+
+Defaults of settings: eta 0 for sample and 1 for ddim and loss, sampler ddim, gamma 0, form flatten, clip null (off).
+Paths in settings are taken from the working folder, or else from the case's folder.";
+
+/// Run one stage on given inputs, to compare it with a reference of your own.
+///
+/// Results are written as f32 (token ids as i64), with `what` in the metadata.
+#[derive(clap::Args, Debug)]
+#[command(after_long_help = TABLE, after_help = "See `seedpo probe --help` for the table of stages.")]
+pub struct Args {
+    /// A diffusers folder [default: the built-in model].
+    #[arg(long, value_name = "FOLDER")]
+    model: Option<PathBuf>,
+
+    /// The case: inputs, `what` and `settings` in a safetensors file.
+    #[arg(long, value_name = "FILE")]
+    case: PathBuf,
+
+    /// The file of results.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+/// The results of a stage, by name.
+type Results = BTreeMap<String, Tensor>;
+
+/// Where the model is and how to load it; loaded by the stages that need it.
+pub struct Session {
+    folder: PathBuf,
+    options: LoadOptions,
+}
+
+impl Session {
+    /// The model folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The whole model.
+    pub fn model(&self) -> Result<DiffusionModel> {
+        Ok(DiffusionModel::load(&self.folder, &self.options)?)
+    }
+
+    /// The model's noise schedule alone.
+    pub fn schedule(&self) -> Result<NoiseSchedule> {
+        let path = self.folder.join("scheduler/scheduler_config.json");
+        Ok(NoiseSchedule::new(&SchedulerConfig::from_file(&path)?)?)
+    }
+
+    /// Where the stage computes.
+    pub fn device(&self) -> Device {
+        self.options.device
+    }
+}
+
+/// Runs `seedpo probe`. The device is the CPU unless one is named.
+pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
+    let case = Case::open(&args.case)?;
+    let options = LoadOptions::new(context.device_or("cpu")?, context.kind()?);
+    let session = Session { folder: models::find(args.model.as_deref())?, options };
+    let stage = stage(case.what()).with_context(|| format!("case {}", args.case.display()))?;
+    let results =
+        stage(&case, &session).with_context(|| format!("case {} (`{}`)", args.case.display(), case.what()))?;
+    let results = in_f32(results)?;
+    let metadata = BTreeMap::from([("what".to_owned(), case.what().to_owned())]);
+    write_weights(&args.out, &results, &metadata).context("--out")?;
+    Ok(Outcome::Done)
+}
+
+type Stage = fn(&Case, &Session) -> Result<Results>;
+
+const STAGES: [(&str, Stage); 9] = [
+    ("tokenize", stages::tokenize),
+    ("text", stages::text),
+    ("unet", stages::unet),
+    ("encode", stages::encode),
+    ("decode", stages::decode),
+    ("ddim", stages::ddim),
+    ("sample", stages::sample),
+    ("loss", loss::loss),
+    ("score", stages::score),
+];
+
+fn stage(what: &str) -> Result<Stage> {
+    let names: Vec<&str> = STAGES.iter().map(|(name, _)| *name).collect();
+    match STAGES.iter().find(|(name, _)| *name == what) {
+        Some((_, stage)) => Ok(*stage),
+        None => bail!("metadata `what`: expected one of {}; found `{what}`", names.join(", ")),
+    }
+}
+
+/// Floating results as f32; a result that is not finite is refused by name.
+fn in_f32(results: Results) -> Result<Results> {
+    let convert = |(name, tensor): (String, Tensor)| {
+        if !tensor.is_floating_point() {
+            return Ok((name, tensor));
+        }
+        let bad = tensor.isfinite().logical_not().sum(Kind::Int64).int64_value(&[]);
+        ensure!(
+            bad == 0,
+            "result `{name}`: {bad} of its {} values are NaN or infinite; look for such values in the inputs, the weights and the adapter",
+            tensor.numel()
+        );
+        Ok((name, tensor.f_to_kind(Kind::Float)?))
+    };
+    results.into_iter().map(convert).collect()
+}

@@ -1,0 +1,151 @@
+//! The stages of `seedpo probe`, but for the loss.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use seedpo_judge::by_name;
+use seedpo_model::{Adapter, ClipTokenizer, Conditioning, DiffusionModel, Policy};
+use seedpo_rollout::{Ddim, GuidedPolicy};
+use seedpo_tensor::{Tensor, tch};
+
+use super::case::{Case, Sizes};
+use super::settings::CaseSettings;
+use super::{Results, Session};
+
+const LATENTS: [&str; 4] = ["B", "C", "h", "w"];
+const EMBEDS: [&str; 3] = ["B", "L", "D"];
+const NEGATIVE: [&str; 3] = ["1", "L", "D"];
+
+fn results<const N: usize>(named: [(&str, Tensor); N]) -> Results {
+    named.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect()
+}
+
+/// Sizes that the U-Net fixes.
+pub fn sizes_of(model: &DiffusionModel) -> Sizes {
+    let config = model.unet.config();
+    let width = config.cross_attention_dim.first().map(|&width| ("D", width));
+    Sizes::of(&[("C", config.in_channels)].into_iter().chain(width).collect::<Vec<_>>())
+}
+
+/// The adapter that a setting names, if it names one.
+pub fn adapter(case: &Case, settings: &CaseSettings, key: &str, model: &DiffusionModel) -> Result<Option<Adapter>> {
+    let Some(written) = settings.text(key)? else { return Ok(None) };
+    let load = || crate::commands::sample::load_adapter(&case.path(written), model);
+    Ok(Some(load().with_context(|| format!("setting `{key}`"))?))
+}
+
+/// `prompt_embeds` and `negative_prompt_embeds` of a case, on the session's device.
+pub fn conditioning(case: &Case, sizes: &Sizes, session: &Session) -> Result<Conditioning> {
+    Ok(Conditioning {
+        prompt_embeds: case.float("prompt_embeds", &EMBEDS, sizes)?.to_device(session.device()),
+        negative_prompt_embeds: case.float("negative_prompt_embeds", &NEGATIVE, sizes)?.to_device(session.device()),
+    })
+}
+
+/// Prompts to token ids.
+pub fn tokenize(case: &Case, session: &Session) -> Result<Results> {
+    let prompts = case.settings(&["prompts"])?.texts("prompts")?;
+    let prompts = prompts.context("setting `prompts`: expected a list of strings, found nothing")?;
+    ensure!(!prompts.is_empty(), "setting `prompts`: expected at least one prompt, found an empty list");
+    Ok(results([("input_ids", ClipTokenizer::from_folder(session.folder())?.encode(&prompts)?)]))
+}
+
+/// Token ids to embeddings.
+pub fn text(case: &Case, session: &Session) -> Result<Results> {
+    case.settings(&[])?;
+    let model = session.model()?;
+    let config = model.text_encoder.config();
+    let input_ids = case.integer("input_ids", &["B", "L"], &Sizes::default(), config.vocab_size)?;
+    let length = input_ids.size()[1];
+    let longest = config.max_position_embeddings;
+    ensure!(length <= longest, "tensor `input_ids`: expected at most {longest} tokens a row, found {length}");
+    let _no_grad = tch::no_grad_guard();
+    let output = model.text_encoder.forward(&input_ids.to_device(session.device()))?;
+    Ok(results([("prompt_embeds", output.prompt_embeds), ("pooled", output.pooled)]))
+}
+
+/// The U-Net's raw output.
+pub fn unet(case: &Case, session: &Session) -> Result<Results> {
+    let settings = case.settings(&["adapter"])?;
+    let model = session.model()?;
+    let sizes = sizes_of(&model);
+    let latents = case.float("latents", &LATENTS, &sizes)?;
+    let timestep = case.integer("timestep", &["B"], &sizes, model.schedule.num_train_timesteps as i64)?;
+    let embeds = case.float("prompt_embeds", &EMBEDS, &sizes)?;
+    let adapter = adapter(case, &settings, "adapter", &model)?;
+    let _no_grad = tch::no_grad_guard();
+    let to = |tensor: Tensor| tensor.to_device(session.device());
+    let noise_pred = model.unet.forward(&to(latents), &to(timestep), &to(embeds), adapter.as_ref())?;
+    Ok(results([("noise_pred", noise_pred)]))
+}
+
+/// Images to the latent Gaussian's mean and log-variance, unscaled.
+pub fn encode(case: &Case, session: &Session) -> Result<Results> {
+    case.settings(&[])?;
+    let model = session.model()?;
+    let images = case.float("images", &["B", "3", "H", "W"], &Sizes::default())?;
+    let _no_grad = tch::no_grad_guard();
+    let (mean, logvar) = model.vae.encode(&images.to_device(session.device()))?;
+    Ok(results([("mean", mean), ("logvar", logvar)]))
+}
+
+/// Scaled latents to images, not clamped.
+pub fn decode(case: &Case, session: &Session) -> Result<Results> {
+    case.settings(&[])?;
+    let model = session.model()?;
+    let latents = case.float("latents", &LATENTS, &sizes_of(&model))?;
+    let _no_grad = tch::no_grad_guard();
+    Ok(results([("images", model.vae.decode_latents(&latents.to_device(session.device()))?)]))
+}
+
+/// One DDIM step: its Gaussian, and the log-probability of where it led.
+pub fn ddim(case: &Case, session: &Session) -> Result<Results> {
+    let settings = case.settings(&["steps", "eta"])?;
+    let schedule = session.schedule()?;
+    let sizes = Sizes::default();
+    let latents = case.float("latents", &LATENTS, &sizes)?;
+    let noise_pred = case.float("noise_pred", &LATENTS, &sizes)?;
+    let next = case.float("next_latents", &LATENTS, &sizes)?;
+    let timestep = case.integer("timestep", &["B"], &sizes, schedule.num_train_timesteps as i64)?;
+    let ddim = Ddim::new(&schedule, settings.count("steps")?, settings.number("eta", Some(1.0))?)?;
+    let transition = ddim.transition(&Vec::<i64>::try_from(&timestep)?, &latents, &noise_pred)?;
+    let log_prob = transition.log_prob(&next)?;
+    Ok(results([("mean", transition.mean), ("std", transition.std), ("log_prob", log_prob)]))
+}
+
+/// x_T to x_0.
+pub fn sample(case: &Case, session: &Session) -> Result<Results> {
+    let settings = case.settings(&["steps", "eta", "guidance_scale", "sampler", "adapter"])?;
+    match settings.text("sampler")? {
+        None | Some("ddim") => {}
+        Some(other) => bail!("setting `sampler`: expected `ddim`, found `{other}`"),
+    }
+    let eta = settings.number("eta", Some(0.0))?;
+    ensure!(eta == 0.0, "setting `eta`: expected 0 (a case carries no step noise), found {eta}");
+    let model = session.model()?;
+    let sizes = sizes_of(&model);
+    let latents = case.float("latents", &LATENTS, &sizes)?.to_device(session.device());
+    let conditioning = conditioning(case, &sizes, session)?;
+    let ddim = Ddim::new(&model.schedule, settings.count("steps")?, eta)?;
+    let adapter = adapter(case, &settings, "adapter", &model)?;
+    let policy = Policy { base: &model, adapter: adapter.as_ref() };
+    let predictor = GuidedPolicy::new(policy, &conditioning, settings.number("guidance_scale", None)?);
+    let rows: Vec<usize> = (0..latents.size()[0] as usize).collect();
+    let trajectory = seedpo_rollout::sample(&predictor, &latents, &rows, &ddim, &mut |_| None, &mut |_, _| ())?;
+    Ok(results([("latents", trajectory.final_latents().shallow_clone())]))
+}
+
+/// A judge's scores.
+pub fn score(case: &Case, _session: &Session) -> Result<Results> {
+    let settings = case.settings(&["judge", "prompts", "judge_path"])?;
+    let name = settings.text("judge")?.context("setting `judge`: expected a judge's name, found nothing")?;
+    let judge = by_name(name).context("setting `judge`")?;
+    if let Some(path) = settings.text("judge_path")? {
+        bail!("setting `judge_path`: expected none, `{name}` has no weights; found `{path}`");
+    }
+    let images = case.bytes("images", &["B", "H", "W", "3"], &Sizes::default())?;
+    let count = images.size()[0] as usize;
+    let prompts = settings.texts("prompts")?.unwrap_or_else(|| vec![String::new(); count]);
+    let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
+    ensure!(prompts.len() == count, "setting `prompts`: expected {count}, one per image, found {}", prompts.len());
+    let scores = judge.score(&images, &prompts)?;
+    Ok(results([("scores", Tensor::from_slice(&scores))]))
+}

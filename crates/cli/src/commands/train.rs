@@ -1,0 +1,141 @@
+//! `seedpo train`: align a model with preferences.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use seedpo_align::checkpoint::Checkpoint;
+use seedpo_align::run_dir::{RunDir, check_inputs, hash_inputs, resume_settings};
+use seedpo_align::{Finished, Parts, TrainConfig, Trainer, load_prompts, trainer};
+use seedpo_judge::Judge;
+use seedpo_model::{DiffusionModel, LoadOptions};
+use seedpo_tensor::device::parse_device;
+use toml::Table;
+
+use crate::context::{Context, parse_kind};
+use crate::failure::Outcome;
+use crate::observer::RunObserver;
+use crate::settings::Settings;
+use crate::{interrupt, output};
+
+const EXAMPLES: &str = "\
+Examples:
+  seedpo train --preset see-spo-emoji --name first                 align the built-in model
+  seedpo train --preset see-spo-sd15 --model path/to/sd15 --prompts-file prompts.txt
+  seedpo train --config run.toml --gamma 2 --max-train-steps 200   a file of settings, two of them changed
+  seedpo train --resume latest                                     go on after a stop, bit for bit on a CPU
+
+A run writes one folder, <output_dir>/<name>, and nothing outside it; a name that is taken gets a number. Ctrl-C ends
+the run after its current update, saves, and exits with 130; a second Ctrl-C exits at once. A run that was killed at
+any moment continues from its last checkpoint with --resume.";
+
+/// Align a model with preferences: sample, judge, pair, update, repeat.
+///
+/// The method is SPO or D3PO; `entropy.gamma` above 0 makes it SEE-SPO or SEE-D3PO. Every setting can stand in a TOML
+/// file or be given as a flag; presets hold the published ones.
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// A run about to start or go on.
+struct Start {
+    config: TrainConfig,
+    prompts: Vec<String>,
+    model: DiffusionModel,
+    judge: Box<dyn Judge>,
+    heldout: Option<Box<dyn Judge>>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
+    let given = args.settings.given(context)?;
+    if args.settings.print_config {
+        output::print(&args.settings.resolve(context)?.to_documented_toml()?)?;
+        return Ok(Outcome::Done);
+    }
+    match given.get("resume").and_then(|value| value.as_str()).filter(|text| !text.is_empty()) {
+        Some(resume) => go_on(resume, &given, context),
+        None => begin(args.settings.resolve(context)?, context),
+    }
+}
+
+/// A new run: everything that can be refused is checked before its folder is made.
+fn begin(config: TrainConfig, context: &Context) -> Result<Outcome> {
+    let start = Start::load(config, context)?;
+    trainer::check(&start.config, &start.prompts, &start.model)?;
+    let run = RunDir::create(&start.config, &versions(), &hash_inputs(&start.config)?)?;
+    train(start, run, None, None, context)
+}
+
+/// Continues a run with its own settings, from its newest checkpoint or the one named.
+fn go_on(resume: &str, given: &Table, context: &Context) -> Result<Outcome> {
+    let text = |key: &str| given.get(key).and_then(|value| value.as_str()).map(str::to_owned);
+    let output_dir = text("output_dir").unwrap_or_else(|| TrainConfig::default().output_dir);
+    let (run, checkpoint) = RunDir::resolve(resume, Path::new(&output_dir), &text("name").unwrap_or_default())?;
+    let (recorded, inputs) = run.recorded()?;
+    let config = resume_settings(&run, &recorded, given)?;
+    check_inputs(&run, &inputs, &hash_inputs(&config)?)?;
+    let start = Start::load(config, context)?;
+    let step = checkpoint.as_ref().map(|checkpoint| checkpoint.position.step);
+    context.note(&match step {
+        Some(step) => format!("resuming {} after update {step}", run.path().display()),
+        None => format!("resuming {}, which has no checkpoint yet, from its beginning", run.path().display()),
+    });
+    run.rewind(step)?;
+    train(start, run, checkpoint, Some(step.unwrap_or(0)), context)
+}
+
+impl Start {
+    fn load(config: TrainConfig, context: &Context) -> Result<Self> {
+        config.validate()?;
+        let prompts = load_prompts(&config)?;
+        let judge = seedpo_judge::by_name(&config.judge).context("setting `judge`")?;
+        let heldout = Some(&config.heldout_judge).filter(|name| !name.is_empty());
+        let heldout = heldout.map(|name| seedpo_judge::by_name(name).context("setting `heldout_judge`")).transpose()?;
+        let device = parse_device(&config.device).context("setting `device`")?;
+        let kind = parse_kind(&config.dtype).context("setting `dtype`")?;
+        context.note(&format!("loading {}", config.model));
+        let model = DiffusionModel::load(Path::new(&config.model), &LoadOptions::new(device, kind))?;
+        Ok(Self { config, prompts, model, judge, heldout })
+    }
+}
+
+fn train(start: Start, run: RunDir, checkpoint: Option<Checkpoint>, resumed: Option<u64>, context: &Context) -> Result<Outcome> {
+    let mut observer = RunObserver::new(context, run.path(), resumed)?;
+    let parts = Parts {
+        config: start.config,
+        prompts: start.prompts,
+        model: &start.model,
+        judge: start.judge.as_ref(),
+        heldout: start.heldout.as_deref(),
+        run: run.clone(),
+    };
+    let mut trainer = Trainer::new(parts, checkpoint)?;
+    let finished = trainer.run(&mut observer, interrupt::flag());
+    observer.finish();
+    let step = trainer.position().step;
+    let shown = run.path().display();
+    match finished? {
+        Finished::Completed => {
+            context.note(&format!("done after {step} updates: the adapter is {}", run.adapter().display()));
+            Ok(Outcome::Done)
+        }
+        Finished::Interrupted if step == 0 => {
+            context.note(&format!("stopped before the first update; `seedpo train --resume {shown}` starts it again"));
+            Ok(Outcome::Interrupted)
+        }
+        Finished::Interrupted => {
+            context.note(&format!("stopped and saved after update {step}; `seedpo train --resume {shown}` goes on"));
+            Ok(Outcome::Interrupted)
+        }
+    }
+}
+
+/// What config.toml records besides settings and input hashes.
+fn versions() -> BTreeMap<String, String> {
+    let entries = [("seedpo", env!("CARGO_PKG_VERSION")), ("libtorch", "2.11"), ("platform", std::env::consts::ARCH)];
+    entries.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}

@@ -1,0 +1,28 @@
+//! Ctrl-C and SIGTERM: the first asks the command to finish its step and save, the second exits at once.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static REQUESTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the user asked to stop; long loops look between steps.
+pub fn requested() -> bool {
+    REQUESTED.load(Ordering::SeqCst)
+}
+
+/// The flag itself, for a library that polls it.
+pub fn flag() -> &'static AtomicBool {
+    &REQUESTED
+}
+
+/// Catches SIGINT, SIGTERM and SIGHUP.
+pub fn install() {
+    let caught = ctrlc::set_handler(|| {
+        if REQUESTED.swap(true, Ordering::SeqCst) {
+            std::process::exit(crate::failure::INTERRUPTED.into());
+        }
+        eprintln!("stopping after this step; once more to stop at once");
+    });
+    if let Err(error) = caught {
+        tracing::warn!("Ctrl-C will stop without saving: {error}");
+    }
+}

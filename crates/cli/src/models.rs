@@ -1,0 +1,46 @@
+//! Finding model folders.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use seedpo_model::DiffusionModel;
+
+/// The built-in model's place in the clone, and beside an installed binary.
+const BUILT_IN: &str = "assets/emoji-sd";
+
+/// The folder of a model: the one named, or the built-in one, looked for from here and from the binary upwards.
+///
+/// Errors: no such folder, or no `model_index.json` in it.
+pub fn find(named: Option<&Path>) -> Result<PathBuf> {
+    if let Some(folder) = named {
+        return check(folder).map(|()| folder.to_path_buf());
+    }
+    let beside = std::env::current_exe().ok().and_then(|exe| exe.canonicalize().ok());
+    let above = beside.iter().flat_map(|exe| exe.ancestors().skip(1)).map(|folder| folder.join(BUILT_IN));
+    let candidates = std::iter::once(PathBuf::from(BUILT_IN)).chain(above);
+    match candidates.into_iter().find(|folder| check(folder).is_ok()) {
+        Some(folder) => Ok(folder),
+        None => bail!(
+            "no --model was given, and the built-in model is not here: expected the folder {BUILT_IN} in this folder or above the binary; name a diffusers folder with --model"
+        ),
+    }
+}
+
+fn check(folder: &Path) -> Result<()> {
+    let shown = folder.display();
+    if !folder.exists() {
+        bail!("--model {shown}: no such folder; expected a diffusers folder (with model_index.json, unet/, vae/ ...)");
+    }
+    if !folder.is_dir() {
+        bail!("--model {shown}: expected a diffusers folder, found a file");
+    }
+    if !folder.join("model_index.json").is_file() {
+        bail!("--model {shown}: expected a diffusers folder, found no model_index.json in it");
+    }
+    Ok(())
+}
+
+/// The side of the images the model was trained on, in pixels, and its latent channels.
+pub fn native_size(model: &DiffusionModel) -> (i64, i64) {
+    (model.latent_size() * model.vae.config().scale_factor(), model.unet.config().in_channels)
+}

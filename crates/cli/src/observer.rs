@@ -1,0 +1,147 @@
+//! What a training run shows and leaves behind beside `metrics.jsonl`: progress, TensorBoard events, preview grids.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use seedpo_align::metrics::{PreviewMetrics, UpdateMetrics};
+use seedpo_align::observer::{EffectiveSettings, Observer, ObserverError, Phase, Preview};
+use seedpo_evaluate::grid::{GridOptions, grid};
+use seedpo_evaluate::mean_diversity;
+use seedpo_evaluate::png::write_png;
+use seedpo_evaluate::tensorboard::EventWriter;
+use seedpo_tensor::Tensor;
+
+use crate::context::Context;
+use crate::progress::Progress;
+
+type Result<T> = std::result::Result<T, ObserverError>;
+
+/// The command line's observer of a training run.
+pub struct RunObserver {
+    context: Context,
+    folder: PathBuf,
+    events: EventWriter,
+    progress: Progress,
+    last: String,
+}
+
+impl RunObserver {
+    /// An observer that writes into the run folder; `resumed_from` is the update a resumed run continues after.
+    ///
+    /// Errors: the event file cannot be written.
+    pub fn new(context: &Context, folder: &Path, resumed_from: Option<u64>) -> anyhow::Result<Self> {
+        let events = match resumed_from {
+            None => EventWriter::create(folder)?,
+            Some(step) => EventWriter::resume(folder, i64::try_from(step).unwrap_or(i64::MAX))?,
+        };
+        let progress = Progress::new(true, "", 0, "");
+        Ok(Self { context: context.clone(), folder: folder.to_path_buf(), events, progress, last: String::new() })
+    }
+
+    /// Ends the progress display.
+    pub fn finish(&mut self) {
+        self.progress.finish();
+    }
+}
+
+impl Observer for RunObserver {
+    fn on_start(&mut self, settings: &EffectiveSettings) -> Result<()> {
+        let width = settings.lines.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+        for (name, value) in &settings.lines {
+            self.context.note(&format!("  {name:<width$}  {value}"));
+        }
+        for warning in &settings.warnings {
+            self.context.note(&format!("warning: {warning}"));
+        }
+        let rows: Vec<String> = settings.lines.iter().map(|(name, value)| format!("| {name} | {value} |")).collect();
+        let table = format!("| setting | value |\n| --- | --- |\n{}", rows.join("\n"));
+        self.events.text(settings.start_step as i64, "settings", &table)?;
+        self.progress = self.context.progress("training", settings.total_steps.unwrap_or(0) as usize, "updates");
+        self.progress.skip(settings.start_step as usize);
+        Ok(())
+    }
+
+    fn on_phase(&mut self, phase: Phase, done: usize, total: usize) {
+        let name = match phase {
+            Phase::Rollout => "sampling",
+            Phase::Judge => "judging",
+            Phase::Train => "updating",
+            Phase::Preview => "drawing previews",
+        };
+        self.progress.message(format!("{name} {done}/{total}{}", self.last));
+    }
+
+    fn on_update(&mut self, m: &UpdateMetrics) -> Result<()> {
+        self.last = format!(
+            "  reward {:.3}, loss {:.4}, accuracy {:.2}, kl {:.2e}",
+            m.reward_mean, m.loss, m.implicit_accuracy, m.kl_to_reference
+        );
+        self.progress.message(self.last.trim_start());
+        self.progress.advance(1);
+        self.events.scalars(m.step as i64, &scalars(m))?;
+        Ok(())
+    }
+
+    fn on_preview(&mut self, preview: &Preview) -> Result<BTreeMap<String, f64>> {
+        let size = preview.images.size4()?;
+        let options = GridOptions::for_size(preview.images_per_prompt, size.1 as usize, size.2 as usize);
+        let sheet = grid(preview.images, &options)?;
+        let samples = self.folder.join("samples");
+        let step = preview.step.to_string();
+        let texts = [("prompts", preview.prompts.join("\n")), ("step", step)];
+        let texts: Vec<(&str, &str)> = texts.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
+        write_png(&samples.join(format!("step-{:06}.png", preview.step)), &sheet, &texts)?;
+        self.events.image(preview.step as i64, "previews", &sheet)?;
+        if preview.images_per_prompt < 2 {
+            return Ok(BTreeMap::new());
+        }
+        let per_prompt: Vec<Tensor> = preview.images.f_split(preview.images_per_prompt as i64, 0)?;
+        let measured = mean_diversity(&per_prompt)?;
+        let named =
+            [("rmse", measured.rmse), ("psnr", measured.psnr), ("ssim", measured.ssim), ("entropy", measured.entropy)];
+        Ok(named.into_iter().map(|(name, value)| (format!("diversity/{name}"), value)).collect())
+    }
+
+    fn on_preview_metrics(&mut self, m: &PreviewMetrics) -> Result<()> {
+        let mut values = vec![("preview/reward_mean", m.reward_mean), ("preview/reward_std", m.reward_std)];
+        values.extend(m.heldout_mean.map(|mean| ("preview/heldout_mean", mean)));
+        values.extend(m.measured.iter().map(|(name, value)| (name.as_str(), *value)));
+        self.events.scalars(m.step as i64, &values)?;
+        let rmse = m.measured.get("diversity/rmse").map(|v| format!(", diversity (RMSE) {v:.4}")).unwrap_or_default();
+        self.progress.note(&format!("previews at update {}: reward {:.4}{rmse}", m.step, m.reward_mean));
+        Ok(())
+    }
+
+    fn on_checkpoint(&mut self, step: u64, folder: &Path) -> Result<()> {
+        self.events.sync()?;
+        tracing::info!(step, folder = %folder.display(), "checkpoint");
+        Ok(())
+    }
+}
+
+fn scalars(m: &UpdateMetrics) -> Vec<(&'static str, f64)> {
+    let mut values = vec![
+        ("train/loss", m.loss),
+        ("train/implicit_accuracy", m.implicit_accuracy),
+        ("train/margin", m.margin),
+        ("train/clip_fraction", m.clip_fraction),
+        ("train/grad_norm", m.grad_norm),
+        ("train/learning_rate", m.learning_rate),
+        ("policy/ratio_mean", m.ratio_mean),
+        ("policy/log_ratio_winner", m.log_ratio_winner),
+        ("policy/log_ratio_loser", m.log_ratio_loser),
+        ("policy/kl_to_reference", m.kl_to_reference),
+        ("reward/mean", m.reward_mean),
+        ("reward/std", m.reward_std),
+        ("reward/min", m.reward_min),
+        ("reward/max", m.reward_max),
+        ("pairs/kept", m.pairs_kept as f64),
+        ("pairs/tied", m.pairs_tied as f64),
+        ("seconds/train", m.seconds_train),
+    ];
+    // Only an iteration's first update carries its rollout.
+    if m.seconds_rollout > 0.0 {
+        values.extend([("seconds/rollout", m.seconds_rollout), ("seconds/judge", m.seconds_judge)]);
+    }
+    values
+}
