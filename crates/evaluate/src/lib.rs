@@ -3,6 +3,7 @@
 //! * [`diversity`](diversity()): how different the images of one prompt are (docs/methods.md section 5)
 //! * [`stats`]: summaries, win rates, intervals
 //! * [`tensorboard`]: event files, written record by record and cut back on resume
+//! * [`report`]: one self-contained `report.html`
 //! * [`png`] and [`grid`](mod@grid): images with their prompt and seed inside, and preview sheets
 
 mod diversity;
@@ -10,6 +11,7 @@ mod error;
 pub mod grid;
 mod images;
 pub mod png;
+pub mod report;
 mod ssim;
 pub mod stats;
 pub mod tensorboard;

@@ -87,8 +87,7 @@ fn decode_png(bytes: &[u8]) -> std::result::Result<PngImage, png::DecodingError>
     let frame = reader.next_frame(&mut buffer)?;
     reader.finish()?;
     let channels = frame.color_type.samples();
-    let pixels: Vec<u8> =
-        buffer[..frame.buffer_size()].chunks_exact(channels).flat_map(|pixel| on_white(pixel)).collect();
+    let pixels: Vec<u8> = buffer[..frame.buffer_size()].chunks_exact(channels).flat_map(on_white).collect();
     let shape = [i64::from(frame.height), i64::from(frame.width), 3];
     let info = reader.info();
     let mut texts: Vec<(String, String)> =

@@ -16,7 +16,7 @@ pub struct JudgeInfo {
 const CATALOGUE: [JudgeInfo; 3] = [
     JudgeInfo {
         name: "jpeg-compressibility",
-        unit: "-kB",
+        unit: "kB",
         description: "minus the size as JPEG at quality 95: rewards flat, smooth images",
     },
     JudgeInfo {

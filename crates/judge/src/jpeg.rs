@@ -64,10 +64,7 @@ impl Judge for JpegSize {
     }
 
     fn unit(&self) -> &str {
-        match self {
-            Self::Compressibility => "-kB",
-            Self::Incompressibility => "kB",
-        }
+        "kB"
     }
 
     fn judge(&self, images: &ImageBatch, _prompts: &[&str]) -> Result<Vec<f64>> {

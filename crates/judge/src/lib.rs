@@ -5,7 +5,7 @@
 //!
 //! | name | what it rewards | unit |
 //! | --- | --- | --- |
-//! | `jpeg-compressibility` | images that need few bytes as JPEG: flat, smooth | −kB |
+//! | `jpeg-compressibility` | images that need few bytes as JPEG: flat, smooth | kB, negative |
 //! | `jpeg-incompressibility` | images that need many bytes: texture, detail | kB |
 //! | `colourfulness` | vivid, varied colour (Hasler and Süsstrunk 2003) | M |
 //!
