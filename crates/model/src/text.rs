@@ -40,17 +40,33 @@ impl ClipTextModel {
         config.validate()?;
         let bare = params.root().has("embeddings.token_embedding.weight");
         let root = if bare { params.root() } else { params.root().sub("text_model") };
+        let mut network = Self::build(config, &root);
+        network.parameters = params.finish_ignoring(|name| name.ends_with("embeddings.position_ids"))?;
+        Ok(network)
+    }
+
+    /// The shapes of all tensors by name, without making any. Errors: as [`Self::new`] for the configuration.
+    pub fn parameter_shapes(config: &TextConfig) -> Result<BTreeMap<String, Vec<i64>>> {
+        config.validate()?;
+        let params = Params::shapes_only();
+        Self::build(config.clone(), &params.root().sub("text_model"));
+        Ok(params.asked_shapes())
+    }
+
+    fn build(config: TextConfig, root: &ParamPath<'_>) -> Self {
         let (width, normal) = (config.hidden_size, Init::Normal(0.02));
-        let embeddings = root.sub("embeddings");
-        let token_embedding = embeddings.sub("token_embedding").get("weight", &[config.vocab_size, width], normal);
-        let position_embedding =
-            embeddings.sub("position_embedding").get("weight", &[config.max_position_embeddings, width], normal);
+        let embedding = |name: &str, rows| root.sub("embeddings").sub(name).get("weight", &[rows, width], normal);
         let layer = |i: i64| Layer::new(&root.sub(format!("encoder.layers.{i}")), &config);
-        let layers = (0..config.num_hidden_layers).map(layer).collect();
-        let final_layer_norm = LayerNorm::new(&root.sub("final_layer_norm"), width, config.layer_norm_eps);
-        let parameters = params.finish_ignoring(|name| name.ends_with("embeddings.position_ids"))?;
-        let device = token_embedding.device();
-        Ok(Self { config, parameters, device, token_embedding, position_embedding, layers, final_layer_norm })
+        let token_embedding = embedding("token_embedding", config.vocab_size);
+        Self {
+            position_embedding: embedding("position_embedding", config.max_position_embeddings),
+            layers: (0..config.num_hidden_layers).map(layer).collect(),
+            final_layer_norm: LayerNorm::new(&root.sub("final_layer_norm"), width, config.layer_norm_eps),
+            parameters: BTreeMap::new(),
+            device: token_embedding.device(),
+            token_embedding,
+            config,
+        }
     }
 
     /// The configuration it was built from.

@@ -54,37 +54,42 @@ impl UNet2DConditionModel {
     /// missing, surplus and misshaped tensor.
     pub fn new(config: UNetConfig, params: Params) -> Result<Self> {
         config.validate()?;
-        let root = params.root();
+        let mut network = Self::build(config, &params.root());
+        network.parameters = params.finish()?;
+        network.device = network.parameters.values().next().map_or(Device::Cpu, Tensor::device);
+        network.frequencies = frequencies(&network.config, network.device);
+        Ok(network)
+    }
+
+    /// The shapes of all tensors by name, without making any. Errors: as [`Self::new`] for the configuration.
+    pub fn parameter_shapes(config: &UNetConfig) -> Result<BTreeMap<String, Vec<i64>>> {
+        config.validate()?;
+        let params = Params::shapes_only();
+        Self::build(config.clone(), &params.root());
+        Ok(params.asked_shapes())
+    }
+
+    fn build(config: UNetConfig, root: &ParamPath<'_>) -> Self {
         let (channels, embed) = (config.block_out_channels[0], config.time_embed_dim());
         let resnet = config.resnet_options();
         let mut projections = Vec::new();
-        let conv_in = Conv2d::same(&root.sub("conv_in"), config.in_channels, channels, config.conv_in_kernel);
-        let time_embedding = [
-            Linear::new(&root.sub("time_embedding.linear_1"), channels, embed, true),
-            Linear::new(&root.sub("time_embedding.linear_2"), embed, embed, true),
-        ];
-        let down_blocks = build_down(&config, &root, resnet, &mut projections);
-        let mid_block = build_mid(&config, &root, resnet, &mut projections);
-        let up_blocks = build_up(&config, &root, resnet, &mut projections);
-        let conv_norm_out = GroupNorm::new(&root.sub("conv_norm_out"), resnet.groups, channels, resnet.eps);
-        let conv_out = Conv2d::same(&root.sub("conv_out"), channels, config.out_channels, config.conv_out_kernel);
-        let parameters = params.finish()?;
-        let device = parameters.values().next().map_or(Device::Cpu, Tensor::device);
-        let frequencies = frequencies(channels, config.freq_shift, device);
-        Ok(Self {
-            config,
-            parameters,
+        Self {
+            conv_in: Conv2d::same(&root.sub("conv_in"), config.in_channels, channels, config.conv_in_kernel),
+            time_embedding: [
+                Linear::new(&root.sub("time_embedding.linear_1"), channels, embed, true),
+                Linear::new(&root.sub("time_embedding.linear_2"), embed, embed, true),
+            ],
+            down_blocks: build_down(&config, root, resnet, &mut projections),
+            mid_block: build_mid(&config, root, resnet, &mut projections),
+            up_blocks: build_up(&config, root, resnet, &mut projections),
+            conv_norm_out: GroupNorm::new(&root.sub("conv_norm_out"), resnet.groups, channels, resnet.eps),
+            conv_out: Conv2d::same(&root.sub("conv_out"), channels, config.out_channels, config.conv_out_kernel),
+            parameters: BTreeMap::new(),
+            device: Device::Cpu,
+            frequencies: frequencies(&config, Device::Cpu),
             projections,
-            device,
-            frequencies,
-            time_embedding,
-            conv_in,
-            down_blocks,
-            mid_block,
-            up_blocks,
-            conv_norm_out,
-            conv_out,
-        })
+            config,
+        }
     }
 
     /// The configuration it was built from.
@@ -193,10 +198,10 @@ impl UNet2DConditionModel {
 }
 
 /// `exp(-ln(10000) * i / (half - shift))`, in f32 as diffusers computes it.
-fn frequencies(channels: i64, shift: f64, device: Device) -> Tensor {
-    let half = channels / 2;
+fn frequencies(config: &UNetConfig, device: Device) -> Tensor {
+    let half = config.block_out_channels[0] / 2;
     let exponent = Tensor::arange(half, (Kind::Float, Device::Cpu)) * -(10000f64.ln());
-    (exponent / (half as f64 - shift)).exp().to_device(device)
+    (exponent / (half as f64 - config.freq_shift)).exp().to_device(device)
 }
 
 fn build_down(

@@ -4,7 +4,7 @@ mod blocks;
 
 use std::collections::BTreeMap;
 
-use seedpo_tensor::Params;
+use seedpo_tensor::{ParamPath, Params};
 use tch::{Device, Kind, Tensor};
 
 use crate::config::VaeConfig;
@@ -33,16 +33,35 @@ impl AutoencoderKl {
     /// missing, surplus and misshaped tensor.
     pub fn new(config: VaeConfig, params: Params) -> Result<Self> {
         config.validate()?;
-        let root = params.root();
+        let mut network = Self::build(config, &params.root());
+        network.parameters = params.finish()?;
+        if let Some(tensor) = network.parameters.values().next() {
+            (network.device, network.kind) = (tensor.device(), tensor.kind());
+        }
+        Ok(network)
+    }
+
+    /// The shapes of all tensors by name, without making any. Errors: as [`Self::new`] for the configuration.
+    pub fn parameter_shapes(config: &VaeConfig) -> Result<BTreeMap<String, Vec<i64>>> {
+        config.validate()?;
+        let params = Params::shapes_only();
+        Self::build(config.clone(), &params.root());
+        Ok(params.asked_shapes())
+    }
+
+    fn build(config: VaeConfig, root: &ParamPath<'_>) -> Self {
         let latent = config.latent_channels;
         let one_by_one = |name: &str, channels: i64| Conv2d::same(&root.sub(name), channels, channels, 1);
-        let encoder = Encoder::new(&root.sub("encoder"), &config);
-        let quant_conv = config.use_quant_conv.then(|| one_by_one("quant_conv", 2 * latent));
-        let post_quant_conv = config.use_post_quant_conv.then(|| one_by_one("post_quant_conv", latent));
-        let decoder = Decoder::new(&root.sub("decoder"), &config);
-        let parameters = params.finish()?;
-        let (device, kind) = parameters.values().next().map_or((Device::Cpu, Kind::Float), |t| (t.device(), t.kind()));
-        Ok(Self { config, parameters, device, kind, encoder, quant_conv, post_quant_conv, decoder })
+        Self {
+            encoder: Encoder::new(&root.sub("encoder"), &config),
+            quant_conv: config.use_quant_conv.then(|| one_by_one("quant_conv", 2 * latent)),
+            post_quant_conv: config.use_post_quant_conv.then(|| one_by_one("post_quant_conv", latent)),
+            decoder: Decoder::new(&root.sub("decoder"), &config),
+            parameters: BTreeMap::new(),
+            device: Device::Cpu,
+            kind: Kind::Float,
+            config,
+        }
     }
 
     /// The configuration it was built from.
