@@ -37,6 +37,13 @@ pub struct Diversity {
     pub entropy: f64,
 }
 
+impl Diversity {
+    /// Name and value of each metric, named as reports and `metrics.jsonl` name them.
+    pub fn named(&self) -> [(&'static str, f64); 4] {
+        [("rmse", self.rmse), ("psnr", self.psnr), ("ssim", self.ssim), ("entropy", self.entropy)]
+    }
+}
+
 /// Kernel entropies of image embeddings; see [`kernel_entropies`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct KernelEntropies {

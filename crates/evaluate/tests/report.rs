@@ -111,7 +111,7 @@ fn without_a_summary_the_curves_are_put_in_words() {
     let reward = JudgeLabel { name: "jpeg-compressibility".to_owned(), unit: "kB".to_owned() };
     let html = render(&ReportData { runs: vec![run], reward, ..ReportData::default() });
     assert!(html.contains("The reward jpeg-compressibility rose from −4 to −3 kB in 20 updates."), "{html:.900}");
-    assert!(html.contains("kept 90 % of the variety"));
+    assert!(html.contains("one prompt, the policy kept 90 %."));
     assert!(html.contains("+1 kB (+25 %)"));
 }
 

@@ -3,7 +3,7 @@
 use super::axes::{BOTTOM, HEIGHT, LEFT, RIGHT, Scale, TOP, WIDTH, extent, tick_text, ticks, widened};
 use super::catalogue::Better;
 use super::format::{escape, number};
-use super::points::{MANY, averaged, drawable, thinned};
+use super::points::{MANY, averaged, drawable, is_noisy, thinned};
 use std::fmt::Write;
 
 /// A chart: one line per run.
@@ -196,19 +196,23 @@ fn push_apart(labels: &mut [EndLabel]) {
     }
 }
 
-/// The bold line: the points themselves, or their moving average where there are many.
+/// The bold line: the points themselves, or their moving average where they are many and noisy.
 fn drawn(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let points = thinned(points);
-    if points.len() > MANY { averaged(&points) } else { points }
+    if points.len() <= MANY {
+        return points;
+    }
+    let smooth = averaged(&points);
+    if is_noisy(&points, &smooth) { smooth } else { points }
 }
 
 fn draw_line(out: &mut String, scale: &Scale, line: &Line) {
     let class = format!("run-{}", line.run % RUN_STYLES + 1);
-    let points = thinned(&line.points);
-    if points.len() > MANY {
+    let (points, bold) = (thinned(&line.points), drawn(&line.points));
+    if path(scale, &points) != path(scale, &bold) {
         let _ = write!(out, "<path class=\"line faint {class}\" d=\"{}\"/>", path(scale, &points));
     }
-    let _ = write!(out, "<path class=\"line {class}\" d=\"{}\"/>", path(scale, &drawn(&line.points)));
+    let _ = write!(out, "<path class=\"line {class}\" d=\"{}\"/>", path(scale, &bold));
     if points.len() > FEW {
         return;
     }

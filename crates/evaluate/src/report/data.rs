@@ -71,7 +71,8 @@ pub struct RunSeries {
     /// The name in legends, e.g. `SEE-SPO, γ = 1`.
     pub name: String,
     /// Points (step, value) by metric, steps ascending. Metrics are named by their path in `metrics.jsonl`, e.g.
-    /// `update.loss` or `preview.measured.rmse`; unknown ones are shown under their name.
+    /// `update.loss` or `preview.measured.rmse` (likewise `psnr`, `ssim`, `entropy`, `e1`, `e2`); unknown ones are shown
+    /// under their name.
     pub series: BTreeMap<String, Vec<(f64, f64)>>,
 }
 

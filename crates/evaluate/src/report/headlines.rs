@@ -27,14 +27,14 @@ pub(crate) fn headlines(data: &ReportData, run: &RunSeries) -> Vec<Headline> {
         tiles.push(Headline {
             label: "Diversity kept".to_owned(),
             value: format!("{:.0} %", after / before * 100.0),
-            detail: format!("RMSE {} → {} between images of one prompt", number(before), number(after)),
+            detail: format!("RMSE {} → {}", number(before), number(after)),
         });
     }
     if let Some((_, last)) = run.first_last("update.kl_to_reference") {
         tiles.push(Headline {
             label: "KL to the reference".to_owned(),
             value: number(last),
-            detail: "nats per element and step, at the end".to_owned(),
+            detail: "nats per element".to_owned(),
         });
     }
     tiles
@@ -75,16 +75,12 @@ pub(crate) fn summary(data: &ReportData) -> String {
         .iter()
         .filter_map(|run| {
             let (before, after) = run.first_last("preview.measured.rmse").filter(|(before, _)| *before > 0.0)?;
-            let share = format!("{:.0} % of the variety between images of one prompt", after / before * 100.0);
-            Some(if data.runs.len() > 1 {
-                format!("{} kept {share}", run.name)
-            } else {
-                format!("The policy kept {share}")
-            })
+            let name = if data.runs.len() > 1 { &run.name } else { "the policy" };
+            Some(format!("{name} kept {:.0} %", after / before * 100.0))
         })
         .collect();
     if !kept.is_empty() {
-        let _ = write!(text, " {}.", kept.join("; "));
+        let _ = write!(text, " Of the variety between images of one prompt, {}.", kept.join("; "));
     }
     text
 }

@@ -42,6 +42,15 @@ pub(super) fn averaged(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.iter().enumerate().map(|(index, &(x, y))| (x, if y.is_finite() { mean(index) } else { y })).collect()
 }
 
+/// Whether points scatter about their moving average by more than 4 % of its range.
+pub(super) fn is_noisy(points: &[(f64, f64)], smooth: &[(f64, f64)]) -> bool {
+    let pairs = || points.iter().zip(smooth).filter(|(point, mean)| drawable(**point) && drawable(**mean));
+    let (sum, count) =
+        pairs().fold((0.0, 0.0), |(sum, count), (point, mean)| (sum + (point.1 - mean.1).abs(), count + 1.0));
+    let (low, high) = super::axes::extent(pairs().map(|(_, mean)| mean.1));
+    sum / count > 0.04 * (high - low)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,6 +61,16 @@ mod tests {
         points[30].1 = f64::NAN;
         let smooth = averaged(&points);
         assert!(smooth[30].1.is_nan() && smooth.iter().filter(|p| p.1 == 4.0).count() == 59);
+    }
+
+    #[test]
+    fn smooth_curves_are_drawn_as_they_are() {
+        let smooth: Vec<(f64, f64)> = (0..100).map(|i| (f64::from(i), f64::from(i * i))).collect();
+        let noisy: Vec<(f64, f64)> =
+            smooth.iter().map(|p| (p.0, p.1 + if p.0 % 2.0 == 0.0 { 3e3 } else { 0.0 })).collect();
+        assert!(!is_noisy(&smooth, &averaged(&smooth)) && is_noisy(&noisy, &averaged(&noisy)));
+        let flat = [(0.0, 2.0); 50];
+        assert!(!is_noisy(&flat, &averaged(&flat)) && !is_noisy(&[(0.0, f64::NAN)], &[(0.0, f64::NAN)]));
     }
 
     #[test]
