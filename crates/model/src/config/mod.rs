@@ -1,6 +1,7 @@
 //! The JSON configurations of a diffusers folder, read strictly: a key we do not know, or an option whose value is
 //! not implemented, is an error that names file, key and value.
 
+mod block_types;
 mod scheduler;
 mod text;
 mod unet;
@@ -15,9 +16,10 @@ use serde_json::{Map, Value};
 use crate::layers::Activation;
 use crate::{Error, Result};
 
+pub use block_types::{DownBlockType, MidBlockType, UpBlockType};
 pub use scheduler::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
 pub use text::TextConfig;
-pub use unet::{DownBlockType, MidBlockType, UNetConfig, UpBlockType};
+pub use unet::UNetConfig;
 pub use vae::VaeConfig;
 
 /// A configuration file being taken apart key by key; what is left at the end is unknown.

@@ -138,6 +138,8 @@ impl TextConfig {
             "num_hidden_layers": self.num_hidden_layers,
             "pad_token_id": self.pad_token_id,
             "projection_dim": self.projection_dim,
+            // Without it transformers 5 keeps the file's f16 beside the U-Net's f32, and the pipeline fails.
+            "torch_dtype": "float32",
             "vocab_size": self.vocab_size,
         })
     }

@@ -2,55 +2,15 @@
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::block_types::{DownBlockType, MidBlockType, UpBlockType};
 use super::{Reader, at, scalar_or_list, wrong};
 use crate::Result;
 use crate::layers::Activation;
 use crate::unet::attention::TransformerOptions;
 use crate::unet::resnet::ResnetOptions;
-
-/// The kind of a level on the way down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DownBlockType {
-    /// Residual blocks each followed by a transformer.
-    CrossAttnDownBlock2D,
-    /// Residual blocks only.
-    DownBlock2D,
-}
-
-/// The kind of the block at the bottom.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum MidBlockType {
-    /// Two residual blocks with a transformer between.
-    UNetMidBlock2DCrossAttn,
-    /// One residual block.
-    UNetMidBlock2D,
-}
-
-/// The kind of a level on the way up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum UpBlockType {
-    /// Residual blocks each followed by a transformer.
-    CrossAttnUpBlock2D,
-    /// Residual blocks only.
-    UpBlock2D,
-}
-
-impl DownBlockType {
-    /// Whether the level has transformers.
-    pub fn has_attention(self) -> bool {
-        self == Self::CrossAttnDownBlock2D
-    }
-}
-
-impl UpBlockType {
-    /// Whether the level has transformers.
-    pub fn has_attention(self) -> bool {
-        self == Self::CrossAttnUpBlock2D
-    }
-}
 
 /// The options of [`crate::UNet2DConditionModel`], named and defaulted as in diffusers' `UNet2DConditionModel`.
 ///
@@ -160,11 +120,6 @@ impl UNetConfig {
         let d = Self::default();
         r.class("_class_name", &["UNet2DConditionModel"])?;
         let (int, real, flag) = ("an integer", "a number", "true or false");
-        let mid_block_type = match r.raw("mid_block_type") {
-            None => d.mid_block_type,
-            Some(value) => Option::deserialize(&value)
-                .map_err(|_| r.wrong("mid_block_type", "UNetMidBlock2DCrossAttn, UNetMidBlock2D or null", &value))?,
-        };
         let heads: Vec<i64> = r.per_level("attention_head_dim", int, d.attention_head_dim)?;
         let config = Self {
             sample_size: read_sample_size(&mut r)?,
@@ -178,7 +133,7 @@ impl UNetConfig {
                 "a list of CrossAttnDownBlock2D and DownBlock2D",
                 d.down_block_types,
             )?,
-            mid_block_type,
+            mid_block_type: read_mid_block_type(&mut r, d.mid_block_type)?,
             up_block_types: r.take("up_block_types", "a list of CrossAttnUpBlock2D and UpBlock2D", d.up_block_types)?,
             only_cross_attention: r.per_level("only_cross_attention", flag, d.only_cross_attention)?,
             block_out_channels: r.take("block_out_channels", "a list of integers", d.block_out_channels)?,
@@ -355,6 +310,13 @@ fn read_sample_size(r: &mut Reader) -> Result<Option<i64>> {
             _ => Err(r.wrong("sample_size", "a positive integer", &value)),
         },
     }
+}
+
+/// Absent means the default; `null` means no such block.
+fn read_mid_block_type(r: &mut Reader, default: Option<MidBlockType>) -> Result<Option<MidBlockType>> {
+    let Some(value) = r.raw("mid_block_type") else { return Ok(default) };
+    Option::deserialize(&value)
+        .map_err(|_| r.wrong("mid_block_type", "UNetMidBlock2DCrossAttn, UNetMidBlock2D or null", &value))
 }
 
 fn read_scale_shift(r: &mut Reader) -> Result<bool> {

@@ -191,7 +191,8 @@ fn faults_of_a_folder_are_named() {
         let bytes = std::fs::read(path).unwrap();
         std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
     };
-    let cases: [(&str, &dyn Fn(&Path), &str); 10] = [
+    type Case<'a> = (&'a str, &'a dyn Fn(&Path), &'a str);
+    let cases: [Case; 10] = [
         ("model_index.json", &remove, "model_index.json"),
         ("model_index.json", &edit("StableDiffusionPipeline", "FluxPipeline"), "found \"FluxPipeline\""),
         ("model_index.json", &edit("CLIPTextModel", "T5EncoderModel"), "`text_encoder`: expected a CLIPTextModel"),
