@@ -80,15 +80,30 @@ pub struct Trainer<'a> {
 /// Iterations without a single pair after which a run stops with advice.
 const BARREN_LIMIT: u32 = 25;
 
+/// Refuses, before anything is written, settings that [`Trainer::new`] would refuse for this model.
+///
+/// Errors: settings out of range, no prompts, steps without noise, a resolution or adapter that does not fit the model.
+pub fn check(config: &TrainConfig, prompts: &[String], model: &DiffusionModel) -> Result<()> {
+    config.validate()?;
+    if prompts.is_empty() {
+        let expected = "at least one prompt".into();
+        return Err(Error::Setting { key: "prompts".into(), expected, found: "none".into() });
+    }
+    check_density(&Ddim::new(&model.schedule, config.steps as usize, config.eta)?)?;
+    latent_shape(config, model)?;
+    Adapter::lora(&model.unet, &lora_config(config), config.seed)?;
+    Ok(())
+}
+
 impl<'a> Trainer<'a> {
     /// A new run, or with `checkpoint` the continuation of one.
     ///
     /// Errors: settings out of range or that do not fit the model, a damaged checkpoint.
     pub fn new(parts: Parts<'a>, checkpoint: Option<Checkpoint>) -> Result<Self> {
+        check(&parts.config, &parts.prompts, parts.model)?;
         let (method, warnings) = parts.config.validate()?;
         let (config, model) = (&parts.config, parts.model);
         let ddim = Ddim::new(&model.schedule, config.steps as usize, config.eta)?;
-        check_density(&ddim)?;
         let schedule = LrSchedule::from_settings(&config.lr_scheduler, config.lr_warmup_steps, config.max_train_steps)?;
         let stream =
             PromptStream::new(config.seed, parts.prompts.len(), config.prompts_per_iteration, config.num_train_epochs);

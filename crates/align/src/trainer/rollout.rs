@@ -10,7 +10,7 @@ use crate::observer::{Observer, Phase};
 use seedpo_judge::{Judge, StepJudge, to_u8};
 use seedpo_model::{Adapter, Conditioning, DiffusionModel, Policy};
 use seedpo_rollout::{
-    BranchOptions, Cost, Ddim, GuidedPolicy, NoisePredictor, Trajectory, branch, initial_noise, sample_pair,
+    BranchOptions, Cost, Ddim, GuidedPolicy, NoisePredictor, StepPair, Trajectory, branch, initial_noise, sample_pair,
 };
 use seedpo_tensor::NoiseKey;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -186,6 +186,8 @@ fn merge_parts(parts: Vec<Samples>) -> Result<Samples> {
             }
         }
     }
+    // By step, then prompt, however the batch was cut: the order that updates shuffle must not depend on it.
+    step_pairs.sort_by_key(|pair: &StepPair| (std::cmp::Reverse(pair.timestep), pair.prompt));
     let pairs = if trajectories.is_empty() {
         Pairs::Steps(step_pairs)
     } else {

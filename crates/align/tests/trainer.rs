@@ -1,0 +1,270 @@
+//! The training loop on a tiny random model: identities, resume, stopping, and what happens when something goes wrong.
+
+mod common;
+
+use seedpo_align::metrics::UpdateMetrics;
+use seedpo_align::{
+    Checkpoint, Error, Finished, Observer, ObserverError, Parts, Preview, Record, RunDir, Silent, TrainConfig, Trainer,
+};
+use seedpo_judge::{Colourfulness, ImageBatch, Judge};
+use seedpo_model::DiffusionModel;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+static STOP: AtomicBool = AtomicBool::new(false);
+
+fn config(folder: &Path, method: &str) -> TrainConfig {
+    let spo = method == "spo";
+    TrainConfig {
+        model: "tiny".into(),
+        output_dir: folder.display().to_string(),
+        name: "run".into(),
+        method: method.into(),
+        prompts: ["a", "b", "c"].map(String::from).to_vec(),
+        judge: "colourfulness".into(),
+        steps: 4,
+        divert_start_step: 1,
+        candidates: 2,
+        threshold: 0.0,
+        prompts_per_iteration: 2,
+        rollout_batch_size: 2,
+        train_batch_size: if spo { 2 } else { 1 },
+        beta: if spo { 10.0 } else { 0.1 },
+        guidance_scale: 2.0,
+        learning_rate: 1e-2,
+        max_train_steps: 6,
+        checkpointing_steps: 2,
+        validation_steps: 3,
+        validation_images_per_prompt: 1,
+        ..TrainConfig::default()
+    }
+}
+
+fn start<'a>(model: &'a DiffusionModel, config: &TrainConfig, judge: &'a dyn Judge) -> Trainer<'a> {
+    let run = RunDir::create(config, &BTreeMap::new(), &BTreeMap::new()).unwrap();
+    open(model, config, judge, run, None)
+}
+
+fn open<'a>(
+    model: &'a DiffusionModel,
+    config: &TrainConfig,
+    judge: &'a dyn Judge,
+    run: RunDir,
+    checkpoint: Option<Checkpoint>,
+) -> Trainer<'a> {
+    let prompts = config.prompts.clone();
+    Trainer::new(Parts { config: config.clone(), prompts, model, judge, heldout: Some(judge), run }, checkpoint)
+        .unwrap()
+}
+
+fn updates(run: &RunDir) -> Vec<UpdateMetrics> {
+    let of = |record| if let Record::Update(metrics) = record { Some(metrics) } else { None };
+    run.records().unwrap().into_iter().filter_map(of).collect()
+}
+
+fn adapter(run: &Path) -> Vec<u8> {
+    std::fs::read(run.join("pytorch_lora_weights.safetensors")).unwrap()
+}
+
+#[test]
+fn both_methods_start_on_policy_and_move() {
+    let model = common::tiny_model();
+    for method in ["spo", "d3po"] {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path(), method);
+        assert_eq!(start(&model, &config, &Colourfulness).run(&mut Silent, &STOP).unwrap(), Finished::Completed);
+        let run = RunDir::open(&folder.path().join("run")).unwrap();
+        let updates = updates(&run);
+        assert_eq!(updates.iter().map(|m| m.step).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6], "{method}");
+        let first = &updates[0];
+        // The adapter starts at 0: policy and reference are the same, to the bit.
+        assert_eq!((first.ratio_mean, first.clip_fraction, first.kl_to_reference), (1.0, 0.0, 0.0), "{method}");
+        assert!((first.loss - 2f64.ln()).abs() < 1e-6 && first.grad_norm > 0.0, "{method} {first:?}");
+        assert!(updates[3].kl_to_reference > 0.0 && updates[3].ratio_mean != 1.0);
+        assert_eq!(Checkpoint::list(run.path()).unwrap(), [2, 4, 6]);
+        let previews = run.records().unwrap().iter().filter(|r| matches!(r, Record::Preview(_))).count();
+        assert_eq!(previews, 3, "before, at update 3 and at the end");
+    }
+}
+
+/// γ = 0 must be the plain method bit for bit, whatever the form says; γ > 0 must differ.
+#[test]
+fn gamma_zero_is_the_plain_method_bit_for_bit() {
+    let model = common::tiny_model();
+    let train = |entropy: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(folder.path(), "spo");
+        config.max_train_steps = 3;
+        config.entropy = toml::from_str(entropy).unwrap();
+        start(&model, &config, &Colourfulness).run(&mut Silent, &STOP).unwrap();
+        adapter(&folder.path().join("run"))
+    };
+    let plain = train("");
+    assert_eq!(plain, train("gamma = 0.0\nform = 'literal-power'"));
+    assert_ne!(plain, train("gamma = 2.0"));
+}
+
+/// Stopping after any number of updates and going on gives the same adapter, also within an iteration.
+#[test]
+fn a_stopped_run_continues_bit_for_bit() {
+    struct StopAt<'a>(u64, &'a AtomicBool);
+    impl Observer for StopAt<'_> {
+        fn on_update(&mut self, metrics: &UpdateMetrics) -> Result<(), ObserverError> {
+            self.1.store(metrics.step == self.0, Ordering::SeqCst);
+            Ok(())
+        }
+    }
+    let model = common::tiny_model();
+    for method in ["spo", "d3po"] {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path(), method);
+        start(&model, &config, &Colourfulness).run(&mut Silent, &STOP).unwrap();
+        let whole = adapter(&folder.path().join("run"));
+        let mut within = false;
+        for step in 1..6 {
+            let stop = AtomicBool::new(false);
+            let mut first = start(&model, &config, &Colourfulness);
+            assert_eq!(first.run(&mut StopAt(step, &stop), &stop).unwrap(), Finished::Interrupted);
+            let path = folder.path().join(format!("run-{}", step + 1));
+            let (run, checkpoint) = RunDir::resolve(path.to_str().unwrap(), folder.path(), "").unwrap();
+            let position = checkpoint.as_ref().unwrap().position;
+            assert_eq!(position.step, step);
+            within |= position.updates_done > 0;
+            run.rewind(Some(step)).unwrap();
+            open(&model, &config, &Colourfulness, run, checkpoint).run(&mut Silent, &STOP).unwrap();
+            assert_eq!(adapter(&path), whole, "{method} stopped after update {step}");
+        }
+        assert!(within, "{method}: no stop fell within an iteration");
+    }
+}
+
+/// The number of prompts sampled at once changes no pair, and the number trained on at once no gradient (but rounding).
+#[test]
+fn batch_sizes_only_change_rounding() {
+    let model = common::tiny_model();
+    let losses = |rollout: u64, micro: u64| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(folder.path(), "spo");
+        (config.rollout_batch_size, config.train_micro_batch_size) = (rollout, micro);
+        config.learning_rate = 1e-3;
+        start(&model, &config, &Colourfulness).run(&mut Silent, &STOP).unwrap();
+        let run = RunDir::open(&folder.path().join("run")).unwrap();
+        updates(&run).iter().map(|m| m.grad_norm).collect::<Vec<_>>()
+    };
+    let base = losses(2, 2);
+    for other in [losses(1, 2), losses(2, 1)] {
+        let difference = base.iter().zip(&other).map(|(a, b)| ((a - b) / a).abs()).fold(0.0, f64::max);
+        assert!(difference < 1e-3, "{base:?} {other:?}");
+    }
+}
+
+/// A judge that gives NaN, or always the same score, from the given call on.
+struct Spoilt {
+    calls: AtomicUsize,
+    from: usize,
+    value: Option<f64>,
+}
+
+impl Judge for Spoilt {
+    fn name(&self) -> &str {
+        "spoilt"
+    }
+    fn unit(&self) -> &str {
+        "1"
+    }
+    fn judge(&self, images: &ImageBatch, prompts: &[&str]) -> seedpo_judge::Result<Vec<f64>> {
+        match self.value {
+            Some(value) if self.calls.fetch_add(1, Ordering::SeqCst) >= self.from => Ok(vec![value; images.len()]),
+            _ => Colourfulness.judge(images, prompts),
+        }
+    }
+}
+
+#[test]
+fn a_nan_reward_stops_and_leaves_the_last_checkpoint() {
+    let model = common::tiny_model();
+    let folder = tempfile::tempdir().unwrap();
+    let config = TrainConfig { max_train_steps: 50, ..config(folder.path(), "d3po") };
+    let judge = Spoilt { calls: AtomicUsize::new(0), from: 9, value: Some(f64::NAN) };
+    let error = start(&model, &config, &judge).run(&mut Silent, &STOP).unwrap_err();
+    let message = error.to_string();
+    assert!(
+        ["NaN", "update ", "seed 42", "prompt", "checkpoint-"].iter().all(|part| message.contains(part)),
+        "{message}"
+    );
+    let run = RunDir::open(&folder.path().join("run")).unwrap();
+    let newest = Checkpoint::latest(run.path()).unwrap().unwrap();
+    assert_eq!(std::fs::read(newest.folder.join("pytorch_lora_weights.safetensors")).unwrap(), adapter(run.path()));
+    assert!(
+        !std::fs::read_dir(run.path()).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().ends_with(".tmp"))
+    );
+}
+
+#[test]
+fn a_loss_that_overflows_stops_before_the_adapter_is_touched() {
+    let model = common::tiny_model();
+    let folder = tempfile::tempdir().unwrap();
+    let config = TrainConfig { learning_rate: 1e30, max_train_steps: 20, ..config(folder.path(), "spo") };
+    let error = start(&model, &config, &Colourfulness).run(&mut Silent, &STOP).unwrap_err();
+    assert!(matches!(error, Error::At { .. }), "{error}");
+    let message = error.to_string();
+    assert!(message.contains("seed 42") && message.contains("update"), "{message}");
+}
+
+#[test]
+fn a_judge_that_sees_no_difference_stops_with_advice() {
+    let model = common::tiny_model();
+    for method in ["spo", "d3po"] {
+        let folder = tempfile::tempdir().unwrap();
+        let judge = Spoilt { calls: AtomicUsize::new(0), from: 0, value: Some(1.0) };
+        let config = TrainConfig { steps: 2, ..config(folder.path(), method) };
+        let message = start(&model, &config, &judge).run(&mut Silent, &STOP).unwrap_err().to_string();
+        assert!(message.contains("no difference") && message.contains("judge_scale"), "{method}: {message}");
+    }
+}
+
+#[test]
+fn previews_use_the_same_noise_every_time() {
+    #[derive(Default)]
+    struct Keep(Vec<(u64, Vec<u8>, usize)>);
+    impl Observer for Keep {
+        fn on_preview(&mut self, preview: &Preview) -> Result<BTreeMap<String, f64>, ObserverError> {
+            let bytes = Vec::<u8>::try_from(preview.images.flatten(0, -1))?;
+            self.0.push((preview.step, bytes, preview.scores.len()));
+            Ok(BTreeMap::from([("diversity/rmse".to_string(), 0.5)]))
+        }
+    }
+    let model = common::tiny_model();
+    let previews = |rollout_batch_size, learning_rate| {
+        let folder = tempfile::tempdir().unwrap();
+        let config =
+            TrainConfig { rollout_batch_size, learning_rate, max_train_steps: 3, ..config(folder.path(), "d3po") };
+        let mut keep = Keep::default();
+        start(&model, &config, &Colourfulness).run(&mut keep, &STOP).unwrap();
+        let run = RunDir::open(&folder.path().join("run")).unwrap();
+        let measured = |record: &Record| matches!(record, Record::Preview(m) if m.measured["diversity/rmse"] == 0.5);
+        assert_eq!(run.records().unwrap().iter().filter(|r| measured(r)).count(), 2);
+        keep.0
+    };
+    let still = previews(2, 1e-12);
+    assert_eq!(still.iter().map(|(step, _, scores)| (*step, *scores)).collect::<Vec<_>>(), [(0, 3), (3, 3)]);
+    assert_eq!(still[0].1, still[1].1);
+    let moved = previews(2, 1.0);
+    assert_eq!(moved[0].1, still[0].1);
+    assert_ne!(moved[1].1, still[1].1);
+}
+
+#[test]
+fn settings_that_do_not_fit_the_model_are_refused_before_anything_is_written() {
+    let model = common::tiny_model();
+    let folder = tempfile::tempdir().unwrap();
+    let good = config(folder.path(), "spo");
+    let refused =
+        |config: TrainConfig| seedpo_align::trainer::check(&config, &config.prompts, &model).unwrap_err().to_string();
+    assert!(refused(TrainConfig { resolution: 15, ..good.clone() }).contains("multiple of 2"));
+    assert!(refused(TrainConfig { lora_targets: vec!["to_x".into()], ..good.clone() }).contains("to_x"));
+    assert!(
+        refused(TrainConfig { prompts: vec![], prompts_file: "x.txt".into(), ..good }).contains("at least one prompt")
+    );
+}
