@@ -4,14 +4,14 @@ use std::ffi::OsString;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{doctor, probe, sample, score};
+use crate::commands::{doctor, probe, report, sample, score, train};
 
 const EXAMPLES: &str = "\
 Start here:
   seedpo doctor                                          is this machine ready?
   seedpo sample --prompt \"red apple\" --out apples        pictures from the built-in model
-  seedpo train --preset see-spo-demo                     align it, with the self-entropy term
-  seedpo sample --adapter runs/demo --prompt \"red apple\" the same picture after alignment
+  seedpo train --preset see-spo-emoji                    align it, with the self-entropy term
+  seedpo sample --adapter runs/see-spo --prompt \"red apple\" the same picture after alignment
 
 Exit codes: 0 done; 1 a quality gate failed; 2 could not run; 130 interrupted (work so far is saved).
 Environment: OMP_NUM_THREADS, CUDA_VISIBLE_DEVICES, RUST_LOG (e.g. RUST_LOG=seedpo=debug), NO_COLOR.
@@ -34,10 +34,14 @@ pub struct Cli {
 /// What seedpo can be asked to do.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Align a model with preferences: sample, judge, pair, update, repeat.
+    Train(Box<train::Args>),
     /// Draw pictures for prompts, with or without an adapter.
     Sample(sample::Args),
     /// Score pictures with one or more judges.
     Score(score::Args),
+    /// Write report.html from run folders.
+    Report(report::Args),
     /// Say whether this machine is ready: libtorch, CPU, memory, GPU, a model folder.
     Doctor(doctor::Args),
     /// Run one stage on given inputs, to compare it with a reference of your own.

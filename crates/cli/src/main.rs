@@ -14,6 +14,7 @@ mod observer;
 mod output;
 mod progress;
 mod settings;
+mod sheet;
 
 use std::process::ExitCode;
 

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use seedpo_align::metrics::{PreviewMetrics, UpdateMetrics};
 use seedpo_align::observer::{EffectiveSettings, Observer, ObserverError, Phase, Preview};
-use seedpo_evaluate::grid::{GridOptions, grid};
 use seedpo_evaluate::mean_diversity;
-use seedpo_evaluate::png::write_png;
 use seedpo_evaluate::tensorboard::EventWriter;
 use seedpo_tensor::Tensor;
 
+use crate::commands::report;
 use crate::context::Context;
 use crate::progress::Progress;
+use crate::sheet;
 
 type Result<T> = std::result::Result<T, ObserverError>;
 
@@ -38,9 +38,17 @@ impl RunObserver {
         Ok(Self { context: context.clone(), folder: folder.to_path_buf(), events, progress, last: String::new() })
     }
 
-    /// Ends the progress display.
+    /// Ends the progress display and writes `report.html`, which never fails the run: the adapter is what counts.
     pub fn finish(&mut self) {
         self.progress.finish();
+        let path = self.folder.join("report.html");
+        if !self.folder.join("metrics.jsonl").exists() {
+            return;
+        }
+        match report::write(&self.folder, &[], &path) {
+            Ok(()) => self.context.note(&format!("report: {}", path.display())),
+            Err(error) => eprintln!("warning: no {}: {error:#}", path.display()),
+        }
     }
 }
 
@@ -83,14 +91,7 @@ impl Observer for RunObserver {
     }
 
     fn on_preview(&mut self, preview: &Preview) -> Result<BTreeMap<String, f64>> {
-        let size = preview.images.size4()?;
-        let options = GridOptions::for_size(preview.images_per_prompt, size.1 as usize, size.2 as usize);
-        let sheet = grid(preview.images, &options)?;
-        let samples = self.folder.join("samples");
-        let step = preview.step.to_string();
-        let texts = [("prompts", preview.prompts.join("\n")), ("step", step)];
-        let texts: Vec<(&str, &str)> = texts.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
-        write_png(&samples.join(format!("step-{:06}.png", preview.step)), &sheet, &texts)?;
+        let sheet = sheet::write(&self.folder, preview)?;
         self.events.image(preview.step as i64, "previews", &sheet)?;
         if preview.images_per_prompt < 2 {
             return Ok(BTreeMap::new());
@@ -99,15 +100,17 @@ impl Observer for RunObserver {
         let measured = mean_diversity(&per_prompt)?;
         let named =
             [("rmse", measured.rmse), ("psnr", measured.psnr), ("ssim", measured.ssim), ("entropy", measured.entropy)];
-        Ok(named.into_iter().map(|(name, value)| (format!("diversity/{name}"), value)).collect())
+        Ok(named.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
     fn on_preview_metrics(&mut self, m: &PreviewMetrics) -> Result<()> {
         let mut values = vec![("preview/reward_mean", m.reward_mean), ("preview/reward_std", m.reward_std)];
         values.extend(m.heldout_mean.map(|mean| ("preview/heldout_mean", mean)));
-        values.extend(m.measured.iter().map(|(name, value)| (name.as_str(), *value)));
+        let tags: Vec<(String, f64)> =
+            m.measured.iter().map(|(name, value)| (format!("diversity/{name}"), *value)).collect();
+        values.extend(tags.iter().map(|(tag, value)| (tag.as_str(), *value)));
         self.events.scalars(m.step as i64, &values)?;
-        let rmse = m.measured.get("diversity/rmse").map(|v| format!(", diversity (RMSE) {v:.4}")).unwrap_or_default();
+        let rmse = m.measured.get("rmse").map(|v| format!(", diversity (RMSE) {v:.4}")).unwrap_or_default();
         self.progress.note(&format!("previews at update {}: reward {:.4}{rmse}", m.step, m.reward_mean));
         Ok(())
     }

@@ -100,7 +100,7 @@ fn read_config(path: &Path) -> Result<Table> {
         Err(error) => bail!("{origin}: not valid TOML\n{}", toml::de::Error::to_string(&error).trim_end()),
     };
     TrainConfig::check_keys(&table, &origin).map_err(|error| {
-        let line = unknown_key(&table).and_then(|key| line_of(&text, &key));
+        let line = unknown_key(&error.to_string()).and_then(|key| line_of(&text, key));
         match line {
             Some(line) => anyhow::Error::new(error).context(format!("{origin}, line {line}")),
             None => error.into(),
@@ -109,13 +109,10 @@ fn read_config(path: &Path) -> Result<Table> {
     Ok(table)
 }
 
-/// The first key that no setting has, without its table's name.
-fn unknown_key(table: &Table) -> Option<String> {
-    let known = |name: &str| keys().any(|k| k.name == name);
-    table.iter().find_map(|(key, value)| match value {
-        Value::Table(inner) if key == "entropy" => inner.keys().find(|k| !known(&format!("entropy.{k}"))).cloned(),
-        _ => (!known(key)).then(|| key.clone()),
-    })
+/// The name in an error about an unknown key, without its table's name.
+fn unknown_key(message: &str) -> Option<&str> {
+    let name = message.split_once("unknown key `")?.1.split_once('`')?.0;
+    name.rsplit('.').next()
 }
 
 /// The number of the first line that holds `key` as a word before an equals sign or within brackets, from 1.
@@ -209,7 +206,7 @@ fn flag(key: &'static KeyInfo, defaults: &Table) -> Arg {
         KeyKind::List => "LIST",
     };
     let mut help = format!("{} Range: {}.", key.help, key.range);
-    if let Some(default) = default_of(key.name, defaults) {
+    if let Some(default) = shown(key.name, defaults) {
         help += &format!(" [default: {default}]");
     }
     Arg::new(key.name)
@@ -223,10 +220,11 @@ fn flag(key: &'static KeyInfo, defaults: &Table) -> Arg {
         .action(if key.kind == KeyKind::List { ArgAction::Append } else { ArgAction::Set })
 }
 
-fn default_of(name: &str, defaults: &Table) -> Option<String> {
+/// A key's value in a table of settings, as text; `None` where it is empty or absent.
+pub fn shown(name: &str, table: &Table) -> Option<String> {
     let value = match name.split_once('.') {
-        Some((outer, inner)) => defaults.get(outer)?.get(inner)?,
-        None => defaults.get(name)?,
+        Some((outer, inner)) => table.get(outer)?.get(inner)?,
+        None => table.get(name)?,
     };
     match value {
         Value::String(text) if text.is_empty() => None,
@@ -237,7 +235,8 @@ fn default_of(name: &str, defaults: &Table) -> Option<String> {
     }
 }
 
-fn heading(key: &str) -> &'static str {
+/// The heading a key stands under, in help and reports.
+pub fn heading(key: &str) -> &'static str {
     match key {
         "model" | "prompts" | "prompts_file" | "judge" | "judge_scale" | "heldout_judge" => "Model, prompts, judges",
         "steps" | "eta" | "guidance_scale" | "resolution" | "prompts_per_iteration" | "rollout_batch_size" => "Rollout",

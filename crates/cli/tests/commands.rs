@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use common::{EMBED, LATENT, Room, SIDE};
 use seedpo_evaluate::png::read_png;
 use seedpo_model::{Adapter, DiffusionModel, LoadOptions, Policy, adapter::LoraConfig};
-use seedpo_tensor::{Device, Kind, NoiseKey, Tensor, WeightFile};
+use seedpo_tensor::{Kind, NoiseKey, Tensor, WeightFile};
 
 /// Runs the command, which must succeed, and gives its standard output.
 fn done(room: &Room, arguments: &[&str]) -> String {

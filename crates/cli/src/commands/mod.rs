@@ -2,8 +2,10 @@
 
 pub mod doctor;
 pub mod probe;
+pub mod report;
 pub mod sample;
 pub mod score;
+pub mod train;
 
 use anyhow::Result;
 
@@ -15,8 +17,10 @@ use crate::failure::Outcome;
 pub fn run(cli: Cli) -> Result<Outcome> {
     let context = Context::new(&cli.global)?;
     match cli.command {
+        Command::Train(args) => train::run(&args, &context),
         Command::Sample(args) => sample::run(&args, &context),
         Command::Score(args) => score::run(&args, &context),
+        Command::Report(args) => report::run(&args, &context),
         Command::Doctor(args) => doctor::run(&args, &context),
         Command::Probe(args) => probe::run(&args, &context),
     }

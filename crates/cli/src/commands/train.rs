@@ -16,6 +16,7 @@ use crate::context::{Context, parse_kind};
 use crate::failure::Outcome;
 use crate::observer::RunObserver;
 use crate::settings::Settings;
+use crate::commands::report;
 use crate::{interrupt, output};
 
 const EXAMPLES: &str = "\
@@ -120,7 +121,9 @@ fn train(start: Start, run: RunDir, checkpoint: Option<Checkpoint>, resumed: Opt
     let shown = run.path().display();
     match finished? {
         Finished::Completed => {
-            context.note(&format!("done after {step} updates: the adapter is {}", run.adapter().display()));
+            context.note(&format!("done after {step} updates"));
+            write_report(run.path(), context);
+            context.note(&format!("  adapter  {}", run.adapter().display()));
             Ok(Outcome::Done)
         }
         Finished::Interrupted if step == 0 => {
@@ -131,6 +134,15 @@ fn train(start: Start, run: RunDir, checkpoint: Option<Checkpoint>, resumed: Opt
             context.note(&format!("stopped and saved after update {step}; `seedpo train --resume {shown}` goes on"));
             Ok(Outcome::Interrupted)
         }
+    }
+}
+
+/// Writes report.html. A report that cannot be written is no reason to call a finished run a failure.
+fn write_report(run: &Path, context: &Context) {
+    let path = run.join("report.html");
+    match report::write(run, &[], &path) {
+        Ok(()) => context.note(&format!("  report   {}", path.display())),
+        Err(error) => tracing::warn!("the report could not be written: {error:#}"),
     }
 }
 
