@@ -49,7 +49,8 @@ impl Fixture {
 
     /// All weights, by name.
     pub fn weights(&self) -> BTreeMap<String, Tensor> {
-        self.shapes.iter().map(|(name, shape)| (name.clone(), filled(name, shape))).collect()
+        let residual = self.metadata.get("residual").map_or(1.0, |r| r.parse().unwrap());
+        self.shapes.iter().map(|(name, shape)| (name.clone(), filled(name, shape, residual))).collect()
     }
 
     /// The weights as a network's constructor takes them.
@@ -83,7 +84,7 @@ pub fn lora(fixture: &Fixture, unet: &seedpo_model::UNet2DConditionModel) -> Ada
         let shapes = [("A", [rank, projection.in_features]), ("B", [projection.out_features, rank])];
         for (side, shape) in shapes {
             let key = format!("unet.{}.lora_{side}.weight", projection.path);
-            tensors.insert(key.clone(), filled(&key, &shape));
+            tensors.insert(key.clone(), filled(&key, &shape, 1.0));
         }
     }
     let config = serde_json::json!({"unet.r": rank, "unet.lora_alpha": alpha});
@@ -95,14 +96,19 @@ pub fn lora(fixture: &Fixture, unet: &seedpo_model::UNet2DConditionModel) -> Ada
     Adapter::load(&path, unet).unwrap()
 }
 
-fn filled(name: &str, shape: &[i64]) -> Tensor {
+/// Layers whose output joins the residual stream.
+const RESIDUAL: [&str; 8] =
+    ["conv_in.", "conv2.", "conv_shortcut.", "proj_in.", "proj_out.", "to_out.", "net.2.", "samplers.0.conv."];
+
+fn filled(name: &str, shape: &[i64], residual: f64) -> Tensor {
     let count: i64 = shape.iter().product();
     // A LoRA as strong as the base would make the small networks chaotic and the comparison meaningless.
     let strength = if name.contains(".lora_B.") { 0.3 } else { 1.0 };
     let fan_in: i64 = shape.iter().skip(1).product();
     let scale = if shape.len() > 1 { strength * (3.0 / fan_in as f64).sqrt() } else { 0.1 };
     let centre = if shape.len() == 1 && name.ends_with("weight") { 1.0 } else { 0.0 };
-    let values: Vec<f32> = uniform(name, count as u64).map(|u| (centre + scale * u) as f32).collect();
+    let residual = if RESIDUAL.iter().any(|part| name.contains(part)) { residual } else { 1.0 };
+    let values: Vec<f32> = uniform(name, count as u64).map(|u| ((centre + scale * u) * residual) as f32).collect();
     Tensor::from_slice(&values).reshape(shape)
 }
 
