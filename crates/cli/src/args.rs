@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{doctor, probe, report, sample, score, train};
+use crate::commands::{doctor, pretrain, probe, report, sample, score, train};
 
 const EXAMPLES: &str = "\
 Start here:
@@ -38,6 +38,8 @@ pub enum Command {
     Train(Box<train::Args>),
     /// Draw pictures for prompts, with or without an adapter.
     Sample(sample::Args),
+    /// Train the built-in model from the emoji, or measure it.
+    Pretrain(pretrain::Args),
     /// Score pictures with one or more judges.
     Score(score::Args),
     /// Write report.html from run folders.

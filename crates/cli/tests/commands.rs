@@ -168,6 +168,61 @@ fn settings_have_their_precedence() {
     assert!(!room.path("o_d").exists());
 }
 
+#[test]
+fn a_run_leaves_everything_in_its_folder_and_runs_can_be_compared() {
+    let room = Room::new();
+    let base = ["-q", "train", "--model", "model", "--prompt", "a cat", "--prompt", "b", "--max-train-steps", "2"];
+    let small = [
+        "--steps",
+        "4",
+        "--divert-start-step",
+        "1",
+        "--prompts-per-iteration",
+        "2",
+        "--threshold",
+        "0",
+        "--judge-scale",
+        "100",
+    ];
+    let more =
+        ["--judge", "colourfulness", "--heldout-judge", "jpeg-compressibility", "--validation-images-per-prompt", "2"];
+    let train = |own: &[&str]| done(&room, &[&base[..], &small, &more, own].concat());
+    train(&["--gamma", "1"]);
+    train(&["--method", "d3po", "--beta", "0.1", "--train-batch-size", "1"]);
+    let run = room.path("runs/see-spo");
+    let has = |name: &str| run.join(name).exists();
+    for name in ["config.toml", "metrics.jsonl", "pytorch_lora_weights.safetensors", "report.html", "checkpoint-2"] {
+        assert!(has(name), "{name} in {:?}", room.listing().keys());
+    }
+    assert!(has("samples/step-000000.png") && has("samples/step-000002.png"));
+    let events = seedpo_evaluate::tensorboard::event_files(&run).unwrap();
+    let logged = seedpo_evaluate::tensorboard::read_events(&events[0]).unwrap();
+    let tags: Vec<&str> = logged.iter().flat_map(|event| event.values.iter().map(|(tag, _)| tag.as_str())).collect();
+    for tag in [
+        "settings",
+        "train/loss",
+        "policy/kl_to_reference",
+        "reward/mean",
+        "preview/heldout_mean",
+        "diversity/rmse",
+        "previews",
+    ] {
+        assert!(tags.contains(&tag), "{tag} in {tags:?}");
+    }
+    let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    assert_eq!(metrics.lines().filter(|line| line.contains(r#""kind":"update""#)).count(), 2);
+    let outside: Vec<_> = room.listing().into_keys().filter(|p| !p.starts_with(room.path("model"))).collect();
+    assert!(outside.iter().all(|path| path.starts_with(room.path("runs"))), "{outside:?}");
+    done(&room, &["report", "runs/see-spo", "--compare", "runs/d3po", "--out", "both.html"]);
+    let html = std::fs::read_to_string(room.path("both.html")).unwrap();
+    for needle in ["SEE-SPO, γ = 1", "After D3PO, γ = 0", "Win rate", "a cat", "load_lora_weights", "colourfulness"] {
+        assert!(html.contains(needle), "{needle} in both.html");
+    }
+    let sampled =
+        ["-q", "sample", "--model", "model", "--adapter", "runs/see-spo", "--prompt", "a cat", "--steps", "2"];
+    done(&room, &sampled);
+}
+
 /// Runs `seedpo probe` on a case and gives its results.
 fn probe(room: &Room, what: &str, settings: &str, tensors: &[(&str, Tensor)]) -> BTreeMap<String, Tensor> {
     room.case("case.safetensors", what, settings, tensors);

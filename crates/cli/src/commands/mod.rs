@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub mod doctor;
+pub mod pretrain;
 pub mod probe;
 pub mod report;
 pub mod sample;
@@ -19,6 +20,7 @@ pub fn run(cli: Cli) -> Result<Outcome> {
     match cli.command {
         Command::Train(args) => train::run(&args, &context),
         Command::Sample(args) => sample::run(&args, &context),
+        Command::Pretrain(args) => pretrain::run(&args, &context),
         Command::Score(args) => score::run(&args, &context),
         Command::Report(args) => report::run(&args, &context),
         Command::Doctor(args) => doctor::run(&args, &context),
