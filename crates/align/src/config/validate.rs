@@ -124,7 +124,8 @@ mod tests {
 
     #[test]
     fn each_range_is_checked_and_named() {
-        let cases: Vec<(&str, fn(&mut TrainConfig))> = vec![
+        type Spoil = fn(&mut TrainConfig);
+        let cases: Vec<(&str, Spoil)> = vec![
             ("model", |c| c.model.clear()),
             ("prompts", |c| c.prompts.clear()),
             ("prompts", |c| c.prompts_file = "p.txt".into()),

@@ -8,8 +8,18 @@ use seedpo_model::Policy;
 use seedpo_rollout::{GuidedPolicy, NoisePredictor, initial_noise};
 use seedpo_tensor::NoiseKey;
 use std::time::Instant;
+use tch::{Kind, Tensor};
 
 const GIB: f64 = (1u64 << 30) as f64;
+
+/// Seconds per latent.
+#[derive(Clone, Copy)]
+struct Timings {
+    /// A guided pass without gradients.
+    sample: f64,
+    /// Forward and backward.
+    train: f64,
+}
 
 impl Trainer<'_> {
     /// Everything worth knowing before a run, measured where that is cheap: one U-Net pass is timed.
@@ -66,12 +76,13 @@ impl Trainer<'_> {
         line("images per epoch", (self.parts.prompts.len() * self.images_per_prompt()).to_string());
         line("seed", config.seed.to_string());
         let total = self.total_steps();
-        let (seconds, evaluations) = (self.time_one_pass()?, self.evaluations_per_iteration());
-        let (iteration_hours, hours) = self.expected_hours(seconds, evaluations, total);
-        lines.push(("time expected".into(), format!("{} per iteration; {hours}", duration(iteration_hours))));
+        let timings = self.dry_run()?;
+        let (iteration, whole) = self.expected_hours(timings, total);
+        lines.push(("time expected".into(), format!("{} per iteration; {whole}", duration(iteration))));
+        let memory = seedpo_tensor::memory::peak_rss_bytes() as f64 / GIB;
         lines.push((
-            "memory".into(),
-            format!("{:.2} GiB so far, before the first update", seedpo_tensor::memory::peak_rss_bytes() as f64 / GIB),
+            "memory expected".into(),
+            format!("{memory:.2} GiB or more (peak of one forward and backward pass)"),
         ));
         Ok(EffectiveSettings {
             lines,
@@ -96,41 +107,56 @@ impl Trainer<'_> {
         }
     }
 
-    /// Seconds of one guided pass with one latent, the second of two.
-    fn time_one_pass(&mut self) -> Result<f64> {
-        let (config, model) = (&self.parts.config, self.parts.model);
+    /// Times what the run is made of, per latent: a guided pass without gradients, and one forward and backward with
+    /// as many latents as a micro-batch has. Gradients are thrown away.
+    fn dry_run(&mut self) -> Result<Timings> {
+        let rows = self.parts.config.micro_batch().min(self.parts.config.pairs_per_update()) * self.images_per_prompt();
+        let model = self.parts.model;
         let conditioning = self.embeddings.conditioning(model, &[self.parts.prompts[0].as_str()])?;
-        let policy = GuidedPolicy::new(Policy::new(model, None), &conditioning, config.guidance_scale);
-        let x = initial_noise(&[NoiseKey::new(config.seed, "timing")], &self.latent_shape).to_device(model.device());
-        let _guard = tch::no_grad_guard();
-        let pass = || -> Result<f64> {
-            let started = Instant::now();
-            // Reading a value waits for a GPU to finish.
-            policy.predict(&x, &self.ddim.timesteps()[..1], &[0])?.sum(tch::Kind::Float).double_value(&[]);
-            Ok(started.elapsed().as_secs_f64())
+        let policy = Policy::new(model, Some(&self.adapter));
+        let policy = GuidedPolicy::new(policy, &conditioning, self.parts.config.guidance_scale);
+        let keys: Vec<NoiseKey> = (0..rows).map(|i| NoiseKey::new(0, "timing").prompt(i as u64)).collect();
+        let x = initial_noise(&keys, &self.latent_shape).to_device(model.device());
+        let timesteps = vec![self.ddim.timesteps()[0]; rows];
+        // Reading a value waits for a GPU to finish.
+        let pass = |rows: usize| -> Result<Tensor> {
+            let noise_pred = policy.predict(&x.narrow(0, 0, rows as i64), &timesteps[..rows], &vec![0; rows])?;
+            Ok(noise_pred.square().sum(Kind::Float))
         };
-        pass()?;
-        pass()
+        // The first pass pays for set-up.
+        tch::no_grad(|| pass(1))?.double_value(&[]);
+        let started = Instant::now();
+        tch::no_grad(|| pass(1))?.double_value(&[]);
+        let sample = started.elapsed().as_secs_f64();
+        let started = Instant::now();
+        let loss = pass(rows)?;
+        let parameters: Vec<&Tensor> = self.optimizer.parameters().iter().map(|(_, parameter)| parameter).collect();
+        let gradients = Tensor::f_run_backward(&[loss], &parameters, false, false)?;
+        for gradient in gradients {
+            gradient.sum(Kind::Float).double_value(&[]);
+        }
+        Ok(Timings { sample, train: started.elapsed().as_secs_f64() / rows as f64 })
     }
 
-    /// Guided passes of one latent per iteration: sampled; and trained on (policy forward and backward, reference).
-    fn evaluations_per_iteration(&self) -> f64 {
+    /// Hours of one iteration.
+    fn iteration_hours(&self, timings: Timings) -> f64 {
         let config = &self.parts.config;
         let (prompts, steps) = (config.prompts_per_iteration as f64, config.steps as f64);
-        // A backward pass costs about two forward ones; the reference adds one forward.
-        let trained = 4.0;
-        match self.method.pairs {
-            PairsFrom::Trajectories => prompts * (2.0 * steps - 1.0 + 2.0 * steps * trained),
+        let (sampled, trained) = match self.method.pairs {
+            PairsFrom::Trajectories => (2.0 * steps - 1.0, 2.0 * steps),
             PairsFrom::Steps => {
-                let (start, branching) = (config.divert_start_step as f64, steps - config.divert_start_step as f64);
-                prompts * (start + 1.0 + (branching - 1.0) * config.candidates as f64 + branching * trained)
+                let branching = steps - config.divert_start_step as f64;
+                let before = config.divert_start_step as f64 + 1.0;
+                (before + (branching - 1.0) * config.candidates as f64, branching)
             }
-        }
+        };
+        // Each latent trained on also needs a pass of the reference.
+        prompts * (sampled * timings.sample + trained * (timings.train + timings.sample)) / 3600.0
     }
 
-    fn expected_hours(&self, seconds: f64, evaluations: f64, total: Option<u64>) -> (f64, String) {
+    fn expected_hours(&self, timings: Timings, total: Option<u64>) -> (f64, String) {
         let config = &self.parts.config;
-        let hours = seconds * evaluations / 3600.0;
+        let hours = self.iteration_hours(timings);
         let pairs = match self.method.pairs {
             PairsFrom::Trajectories => config.prompts_per_iteration,
             PairsFrom::Steps => config.prompts_per_iteration * (config.steps - config.divert_start_step),
