@@ -34,7 +34,7 @@ impl Context {
 
     /// The device to compute on, with another default than `auto`.
     pub fn device_or(&self, default: &str) -> Result<Device> {
-        Ok(parse_device(self.device.as_deref().unwrap_or(default)).context("--device")?)
+        parse_device(self.device.as_deref().unwrap_or(default)).context("--device")
     }
 
     /// The dtype of the frozen base's weights; f32 where none was named.

@@ -47,6 +47,11 @@ pub struct Settings {
     #[arg(long)]
     pub print_config: bool,
 
+    /// Accepted for scripts that pass it: metrics always go to metrics.jsonl and to TensorBoard events in the run
+    /// folder, and nowhere else.
+    #[arg(long, value_name = "NAME", value_parser = ["tensorboard"], help_heading = "Run")]
+    report_to: Option<String>,
+
     #[command(flatten)]
     flags: SettingFlags,
 }
@@ -231,6 +236,9 @@ pub fn shown(name: &str, table: &Table) -> Option<String> {
         Value::String(text) => Some(text.clone()),
         Value::Array(list) if list.is_empty() => None,
         Value::Array(list) => Some(list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",")),
+        // 6e-5 reads better than 0.00006.
+        Value::Float(number) if *number != 0.0 && number.abs() < 1e-3 => Some(format!("{number:e}")),
+        Value::Float(number) => Some(number.to_string()),
         other => Some(other.to_string()),
     }
 }

@@ -225,6 +225,8 @@ fn sampler_settings_out_of_range() {
 fn an_unknown_flag() {
     let room = Room::new();
     refuses(&room, &with(&SAMPLE, &["--gradient_checkpointing"]), &["--gradient-checkpointing"]);
+    refuses(&room, &with(&TRAIN, &["--gradient_checkpointing"]), &["--gradient-checkpointing"]);
+    refuses(&room, &with(&TRAIN, &["--report_to", "wandb"]), &["--report-to", "wandb", "tensorboard"]);
 }
 
 #[test]
@@ -404,6 +406,54 @@ fn a_run_folder_that_cannot_be_made_or_found() {
     refuses(&room, &with(&TRAIN[..7], &["--output-dir", "file/runs"]), &["file/runs"]);
     refuses(&room, &with(&TRAIN, &["--resume", "nowhere"]), &["nowhere", "run folder"]);
     refuses(&room, &["report", "nowhere"], &["nowhere", "run folder"]);
+}
+
+/// Runs a training that must fail while it runs, and checks what it leaves: its run folder without an adapter, a
+/// checkpoint or anything half-written.
+fn training_fails(room: &Room, mut command: assert_cmd::Command, needles: &[&str]) {
+    let output = command.timeout(std::time::Duration::from_secs(120)).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    for needle in needles {
+        assert!(message.contains(needle), "expected {needle:?} in\n{message}");
+    }
+    assert!(!message.contains("panicked") && !message.contains("a bug in seedpo"), "{message}");
+    for path in room.listing().into_keys().filter(|path| !path.starts_with(room.path("model"))) {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let bad = name.starts_with("checkpoint") || name.starts_with("pytorch_lora") || name.ends_with(".tmp");
+        assert!(!bad, "{path:?} was left behind");
+    }
+}
+
+const SMALL: [&str; 10] = [
+    "--steps",
+    "4",
+    "--divert-start-step",
+    "1",
+    "--threshold",
+    "0",
+    "--judge-scale",
+    "100",
+    "--judge",
+    "colourfulness",
+];
+
+#[test]
+fn training_on_weights_of_nan() {
+    let room = Room::new();
+    let nan = || Tensor::full([4], f64::NAN, (Kind::Float, Device::Cpu));
+    spoil(&room, UNET, |tensors| drop(tensors.insert("conv_out.bias".to_owned(), nan())));
+    let arguments = with(&with(&TRAIN, &SMALL), &["--validation-steps", "0"]);
+    training_fails(&room, room.seedpo(&arguments), &["NaN", "seed 42"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn training_on_a_full_disk() {
+    let room = Room::new();
+    // 16 KiB a file: enough for settings and metrics, not for the adapter.
+    let arguments = with(&with(&TRAIN, &SMALL), &["--validation-steps", "0", "--rank", "8"]);
+    training_fails(&room, under_file_limit(&room, 32, &arguments), &["no space left", ".safetensors"]);
 }
 
 // `seedpo probe`.

@@ -74,6 +74,27 @@ fn samples_do_not_depend_on_the_batch_size_or_the_other_prompts() {
     assert!(read("one/grid.png").image.size()[0] > SIDE);
 }
 
+#[cfg(unix)]
+#[test]
+fn an_interrupted_sampling_exits_with_130() {
+    let room = Room::new();
+    let arguments = ["sample", "--model", "model", "--prompt", "a", "-n", "5000", "--batch", "1", "--steps", "5"];
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_seedpo"))
+        .args(arguments)
+        .current_dir(room.path("."))
+        .env("OMP_NUM_THREADS", "1")
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while !room.path("pictures/0000-a-0.png").exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let whole = |path: &std::path::PathBuf| read_png(path).is_ok();
+    assert!(std::fs::read_dir(room.path("pictures")).unwrap().all(|entry| whole(&entry.unwrap().path())));
+}
+
 #[test]
 fn an_adapter_changes_the_picture_and_a_zero_one_does_not() {
     let room = Room::new();

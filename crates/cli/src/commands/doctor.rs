@@ -35,9 +35,11 @@ enum Finding {
 }
 use Finding::{Bad, Good, Warn};
 
+type Check<'a> = Box<dyn Fn() -> Finding + 'a>;
+
 /// Runs `seedpo doctor`.
 pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
-    let checks: [(&str, Box<dyn Fn() -> Finding>); 8] = [
+    let checks: [(&str, Check); 8] = [
         ("seedpo", Box::new(|| Good(format!("{} ({})", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH)))),
         ("libtorch", Box::new(libtorch)),
         ("cpu", Box::new(cpu)),
@@ -69,8 +71,8 @@ fn libtorch() -> Finding {
     let sum = Tensor::from_slice(&[1.0f32, 2.0]).sum(Kind::Double).double_value(&[]);
     match path {
         _ if sum != 3.0 => Bad(format!("1 + 2 gave {sum}: this libtorch is broken; run `make setup`")),
-        Some(path) => Good(format!("2.11 interface, {path}")),
-        None => Good("2.11 interface, linked into the binary".to_owned()),
+        Some(path) => Good(format!("2.11, {path}")),
+        None => Good("2.11, linked into the binary".to_owned()),
     }
 }
 

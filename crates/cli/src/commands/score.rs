@@ -65,7 +65,7 @@ struct Row {
 /// Runs `seedpo score`.
 pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     ensure!(args.at_least.is_none_or(f64::is_finite), "--at-least: expected a finite number");
-    let judges = args.judge.iter().map(|name| Ok(by_name(name).context("--judge")?)).collect::<Result<Vec<_>>>()?;
+    let judges = args.judge.iter().map(|name| by_name(name).context("--judge")).collect::<Result<Vec<_>>>()?;
     let files = images::find(&args.images).context("--images")?;
     let prompts = prompts_for(&files, args.prompts.as_deref())?;
     let mut progress = context.progress("scoring", files.len(), "pictures");
@@ -101,11 +101,11 @@ fn prompts_for(files: &[PathBuf], given: Option<&Path>) -> Result<Vec<String>> {
 
 fn score_one(judges: &[Box<dyn Judge>], file: PathBuf, prompt: String) -> Result<Row> {
     let picture = images::read(&file)?.unsqueeze(0);
-    let score = |judge: &Box<dyn Judge>| {
+    let score = |judge: &dyn Judge| {
         let scores = judge.score(&picture, &[&prompt]).with_context(|| file.display().to_string())?;
         scores.first().copied().context("a judge returned no score")
     };
-    let scores = judges.iter().map(score).collect::<Result<Vec<f64>>>()?;
+    let scores = judges.iter().map(|judge| score(judge.as_ref())).collect::<Result<Vec<f64>>>()?;
     Ok(Row { file, prompt, scores })
 }
 

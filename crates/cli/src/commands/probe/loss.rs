@@ -36,7 +36,7 @@ pub fn loss(case: &Case, session: &Session) -> Result<Results> {
     let reference = adapter(case, &raw, "reference_adapter", &model)?;
     let sizes = sizes_of(&model);
     let mut tensors = pair_tensors(case, &settings.method, &sizes)?;
-    let last = model.schedule.num_train_timesteps as i64;
+    let last = model.schedule.num_train_timesteps;
     tensors.insert("timestep".to_owned(), case.integer("timestep", &["B"], &sizes, last)?);
     let embeds = conditioning(case, &sizes, session)?;
     tensors.insert("prompt_embeds".to_owned(), embeds.prompt_embeds);

@@ -68,7 +68,7 @@ pub fn unet(case: &Case, session: &Session) -> Result<Results> {
     let model = session.model()?;
     let sizes = sizes_of(&model);
     let latents = case.float("latents", &LATENTS, &sizes)?;
-    let timestep = case.integer("timestep", &["B"], &sizes, model.schedule.num_train_timesteps as i64)?;
+    let timestep = case.integer("timestep", &["B"], &sizes, model.schedule.num_train_timesteps)?;
     let embeds = case.float("prompt_embeds", &EMBEDS, &sizes)?;
     let adapter = adapter(case, &settings, "adapter", &model)?;
     let _no_grad = tch::no_grad_guard();
@@ -104,7 +104,7 @@ pub fn ddim(case: &Case, session: &Session) -> Result<Results> {
     let latents = case.float("latents", &LATENTS, &sizes)?;
     let noise_pred = case.float("noise_pred", &LATENTS, &sizes)?;
     let next = case.float("next_latents", &LATENTS, &sizes)?;
-    let timestep = case.integer("timestep", &["B"], &sizes, schedule.num_train_timesteps as i64)?;
+    let timestep = case.integer("timestep", &["B"], &sizes, schedule.num_train_timesteps)?;
     let ddim = Ddim::new(&schedule, settings.count("steps")?, settings.number("eta", Some(1.0))?)?;
     let transition = ddim.transition(&Vec::<i64>::try_from(&timestep)?, &latents, &noise_pred)?;
     let log_prob = transition.log_prob(&next)?;
