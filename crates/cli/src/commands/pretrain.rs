@@ -101,7 +101,12 @@ struct TrainArgs {
 #[derive(clap::Args, Debug)]
 struct MeasureArgs {
     /// The diffusers folder to measure.
-    #[arg(long, visible_alias = "pretrained-model-name-or-path", default_value = "assets/emoji-sd", value_name = "FOLDER")]
+    #[arg(
+        long,
+        visible_alias = "pretrained-model-name-or-path",
+        default_value = "assets/emoji-sd",
+        value_name = "FOLDER"
+    )]
     model: PathBuf,
 
     /// The data folder it was trained on.
@@ -173,8 +178,14 @@ fn train(args: &TrainArgs, context: &Context) -> Result<Outcome> {
     let recipe = recipe(args, context)?;
     context.note(&format!(
         "pretraining: VAE {} steps of {} at {:e}; text encoder and U-Net {} steps of {} at {:e}, {:?}; {} workers",
-        recipe.vae.steps, recipe.vae.batch, recipe.vae.lr, recipe.denoiser.steps, recipe.denoiser.batch,
-        recipe.denoiser.lr, recipe.compute, recipe.workers
+        recipe.vae.steps,
+        recipe.vae.batch,
+        recipe.vae.lr,
+        recipe.denoiser.steps,
+        recipe.denoiser.batch,
+        recipe.denoiser.lr,
+        recipe.compute,
+        recipe.workers
     ));
     let options = RunOptions {
         data: args.data.clone(),
