@@ -151,16 +151,16 @@ impl TextConfig {
 
     fn validate_at(&self, path: &Path) -> Result<()> {
         let positive = [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_attention_heads", self.num_attention_heads),
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("max_position_embeddings", self.max_position_embeddings),
+            ("vocab_size", self.vocab_size, 10_000_000),
+            ("hidden_size", self.hidden_size, 100_000),
+            ("intermediate_size", self.intermediate_size, 1_000_000),
+            ("num_attention_heads", self.num_attention_heads, 100_000),
+            ("num_hidden_layers", self.num_hidden_layers, 1000),
+            ("max_position_embeddings", self.max_position_embeddings, 1_000_000),
         ];
-        for (key, found) in positive {
-            if !(1..=10_000_000).contains(&found) {
-                return Err(wrong(path, key, "1 to 10000000", found));
+        for (key, found, most) in positive {
+            if !(1..=most).contains(&found) {
+                return Err(wrong(path, key, format!("1 to {most}"), found));
             }
         }
         if self.hidden_size % self.num_attention_heads != 0 {

@@ -225,20 +225,19 @@ impl UNetConfig {
     }
 
     fn check_ranges(&self, path: &Path) -> Result<()> {
-        let least = |list: &[i64]| list.iter().copied().min().unwrap_or(0);
         let positive = [
-            ("in_channels", self.in_channels),
-            ("out_channels", self.out_channels),
-            ("norm_num_groups", self.norm_num_groups),
-            ("block_out_channels", least(&self.block_out_channels)),
-            ("layers_per_block", least(&self.layers_per_block)),
-            ("cross_attention_dim", least(&self.cross_attention_dim)),
-            ("transformer_layers_per_block", least(&self.transformer_layers_per_block)),
-            ("attention_head_dim", least(&self.attention_head_dim)),
+            ("in_channels", self.in_channels, 100_000),
+            ("out_channels", self.out_channels, 100_000),
+            ("norm_num_groups", self.norm_num_groups, 100_000),
+            ("layers_per_block", largest_or_bad(&self.layers_per_block), 1000),
+            ("cross_attention_dim", largest_or_bad(&self.cross_attention_dim), 100_000),
+            ("transformer_layers_per_block", largest_or_bad(&self.transformer_layers_per_block), 1000),
+            ("attention_head_dim", largest_or_bad(&self.attention_head_dim), 100_000),
+            ("block_out_channels", largest_or_bad(&self.block_out_channels), 100_000),
         ];
-        for (key, found) in positive {
-            if !(1..=1_000_000).contains(&found) {
-                return Err(wrong(path, key, "1 to 1000000", found));
+        for (key, found, most) in positive {
+            if !(1..=most).contains(&found) {
+                return Err(wrong(path, key, format!("1 to {most}"), found));
             }
         }
         for (key, kernel) in [("conv_in_kernel", self.conv_in_kernel), ("conv_out_kernel", self.conv_out_kernel)] {
@@ -355,6 +354,11 @@ fn refuse_unimplemented(r: &mut Reader) -> Result<()> {
     // Read only by block types that are refused above.
     r.ignore(&["mid_block_only_cross_attention", "addition_embed_type_num_heads"]);
     Ok(())
+}
+
+/// The first entry below 1, else the largest: what a range check has to look at.
+fn largest_or_bad(list: &[i64]) -> i64 {
+    list.iter().copied().find(|x| *x < 1).or(list.iter().copied().max()).unwrap_or(0)
 }
 
 fn integer_if_whole(x: f64) -> Value {

@@ -140,16 +140,16 @@ impl VaeConfig {
             return Err(wrong(path, "block_out_channels", "1 to 16 levels", self.block_out_channels.len()));
         }
         let positive = [
-            ("in_channels", self.in_channels),
-            ("out_channels", self.out_channels),
-            ("latent_channels", self.latent_channels),
-            ("layers_per_block", self.layers_per_block),
-            ("norm_num_groups", self.norm_num_groups),
-            ("block_out_channels", self.block_out_channels.iter().copied().min().unwrap_or(0)),
+            ("in_channels", self.in_channels, 100_000),
+            ("out_channels", self.out_channels, 100_000),
+            ("latent_channels", self.latent_channels, 100_000),
+            ("layers_per_block", self.layers_per_block, 1000),
+            ("norm_num_groups", self.norm_num_groups, 100_000),
         ];
-        for (key, found) in positive {
-            if !(1..=1_000_000).contains(&found) {
-                return Err(wrong(path, key, "1 to 1000000", found));
+        let widths = self.block_out_channels.iter().map(|c| ("block_out_channels", *c, 100_000));
+        for (key, found, most) in positive.into_iter().chain(widths) {
+            if !(1..=most).contains(&found) {
+                return Err(wrong(path, key, format!("1 to {most}"), found));
             }
         }
         if let Some(channels) = self.block_out_channels.iter().find(|c| *c % self.norm_num_groups != 0) {

@@ -130,8 +130,9 @@ impl UNet2DConditionModel {
     /// The network's raw output (epsilon or v, by the schedule's `prediction_type`), `[B, out_channels, h, w]` in
     /// the weights' kind.
     ///
-    /// `latents` `[B, in_channels, h, w]`, any h and w the levels allow, cast to the weights' kind; `timesteps` i64
-    /// `[B]` (or `[1]`, for all); `prompt_embeds` `[B, L, cross_attention_dim]`.
+    /// `latents` `[B, in_channels, h, w]`, any h and w; `timesteps` i64
+    /// `[B]` (or `[1]`, for all); `prompt_embeds` `[B, L, cross_attention_dim]`. All are moved
+    /// to the weights' device and kind; the timestep embedding is computed in f32 first.
     ///
     /// Errors: [`Error::Argument`] naming the input whose shape does not fit.
     pub fn forward(
@@ -147,10 +148,10 @@ impl UNet2DConditionModel {
         let time = self.time_embedding[1].forward(&self.config.act_fn.apply(self.time_embedding[0].forward(&time)));
         // Every residual block starts with this activation; once is enough.
         let time = self.config.act_fn.apply(time);
-        let prompt_embeds = &prompt_embeds.to_kind(kind);
+        let prompt_embeds = &prompt_embeds.to_device(self.device).to_kind(kind);
         let inputs = Inputs { time: &time, prompt_embeds, adapter };
 
-        let latents = latents.to_kind(kind);
+        let latents = latents.to_device(self.device).to_kind(kind);
         let latents = if self.config.center_input_sample { latents * 2.0 - 1.0 } else { latents };
         let mut x = self.conv_in.forward(&latents);
         let mut skips = vec![x.shallow_clone()];
