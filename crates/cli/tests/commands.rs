@@ -394,6 +394,29 @@ fn probe_the_loss_of_both_methods() {
 }
 
 #[test]
+fn gradients_are_keyed_as_the_adapter_file_spells_its_keys() {
+    let room = Room::new();
+    let adapter = Adapter::lora(&model(&room).unet, &LoraConfig::default(), 3).unwrap();
+    let old = |key: String| key.replace("lora_A", "lora.down").replace("lora_B", "lora.up");
+    let tensors: BTreeMap<String, Tensor> = adapter.tensors().into_iter().map(|(key, t)| (old(key), t)).collect();
+    seedpo_tensor::write_weights(&room.path("old.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+    let next = |factor: f64| noise(&[1, 4, 8, 8]) * factor;
+    let inputs = [
+        ("prompt_embeds", embeds(1)),
+        ("negative_prompt_embeds", embeds(1)),
+        ("timestep", Tensor::from_slice(&[501i64])),
+        ("latents", latents(1)),
+        ("next_latents_w", next(0.9)),
+        ("next_latents_l", next(1.1)),
+    ];
+    let settings =
+        r#"{"method": "spo", "beta": 10, "guidance_scale": 1, "steps": 20, "adapter": "old.safetensors", "clip": null}"#;
+    let out = probe(&room, "loss", settings, &inputs);
+    assert!(tensors.keys().all(|key| out.contains_key(&format!("grad.{key}"))), "{:?}", out.keys());
+    assert_eq!(out.len(), tensors.len() + 2);
+}
+
+#[test]
 fn probe_scores() {
     let room = Room::new();
     let images = (noise(&[2, 8, 8, 3]) * 60 + 128).clamp(0.0, 255.0).to_kind(Kind::Uint8);

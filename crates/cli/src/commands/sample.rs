@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 use seedpo_evaluate::grid::{GridOptions, grid};
 use seedpo_evaluate::png::write_png;
+use seedpo_model::adapter::resolve;
 use seedpo_model::{Adapter, Conditioning, DiffusionModel, LoadOptions, Policy};
 use seedpo_rollout::{Ddim, GuidedPolicy, initial_noise, sample, step_noise};
 use seedpo_tensor::{NoiseKey, Tensor, tch};
@@ -190,10 +191,10 @@ impl Args {
     }
 }
 
-/// The adapter of a file, or of the newest file in a folder of ours.
+/// The adapter of a file, or of the one in a folder (a run, a checkpoint, a peft folder).
 pub fn load_adapter(path: &Path, model: &DiffusionModel) -> Result<Adapter> {
-    let file = if path.is_dir() { path.join("pytorch_lora_weights.safetensors") } else { path.to_path_buf() };
-    ensure!(file.is_file(), "--adapter {}: no such file", file.display());
+    let file = resolve(path);
+    ensure!(file.is_file(), "adapter {}: no such file", file.display());
     Ok(Adapter::load(&file, &model.unet)?)
 }
 

@@ -85,7 +85,8 @@ impl Adapter {
     }
 }
 
-fn resolve(path: &Path) -> PathBuf {
+/// The adapter file that a path stands for: itself, or the one in a folder (ours or diffusers', else peft's).
+pub fn resolve(path: &Path) -> PathBuf {
     if path.is_dir() {
         let peft = path.join(PEFT_FILE_NAME);
         return if peft.is_file() && !path.join(FILE_NAME).is_file() { peft } else { path.join(FILE_NAME) };

@@ -9,6 +9,13 @@ pub(super) enum Half {
     B,
 }
 
+/// The key that [`Adapter::tensors`](super::Adapter::tensors) has for the tensor that a file calls `key`, in whatever
+/// spelling [`Adapter::load`](super::Adapter::load) reads; `None` where it names no LoRA tensor.
+pub fn canonical_key(key: &str) -> Option<String> {
+    let (path, half) = parse(key).ok()?;
+    Some(format!("unet.{path}.lora_{half:?}.weight"))
+}
+
 /// The projection and half that a key names, or why it names none.
 ///
 /// Read are the spellings that diffusers 0.38 reads for a U-Net (`convert_unet_state_dict_to_peft`), and peft's own:

@@ -16,7 +16,8 @@ use tch::{Kind, Tensor};
 use crate::unet::UNet2DConditionModel;
 use crate::{Error, Result};
 
-pub use file::FILE_NAME;
+pub use file::{FILE_NAME, resolve};
+pub use keys::canonical_key;
 
 /// What an adapter does to one projection (a linear layer `[out, in]` of an attention).
 #[derive(Debug)]

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
 use seedpo_align::objective::{ProbeLossSettings, probe_loss};
-use seedpo_tensor::Tensor;
+use seedpo_model::adapter::{canonical_key, resolve};
+use seedpo_tensor::{Tensor, WeightFile};
 use serde_json::{Value, json};
 
 use super::case::{Case, Sizes};
@@ -43,9 +44,18 @@ pub fn loss(case: &Case, session: &Session) -> Result<Results> {
     tensors.insert("negative_prompt_embeds".to_owned(), embeds.negative_prompt_embeds);
     let tensors = tensors.into_iter().map(|(name, tensor)| (name, tensor.to_device(session.device()))).collect();
     let output = probe_loss(&model, &policy, reference.as_ref(), &tensors, &settings)?;
-    let gradients = output.grads.into_iter().map(|(key, gradient)| (format!("grad.{key}"), gradient));
+    let spelling = file_keys(case, &raw)?;
+    let written = |key: String| spelling.get(&key).cloned().unwrap_or(key);
+    let gradients = output.grads.into_iter().map(|(key, gradient)| (format!("grad.{}", written(key)), gradient));
     let values = [("loss".to_owned(), output.loss), ("margin".to_owned(), output.margin)];
     Ok(values.into_iter().chain(gradients).collect())
+}
+
+/// The adapter file's own spelling of each key.
+fn file_keys(case: &Case, settings: &CaseSettings) -> Result<BTreeMap<String, String>> {
+    let Some(written) = settings.text("adapter")? else { return Ok(BTreeMap::new()) };
+    let file = WeightFile::open(&resolve(&case.path(written)))?;
+    Ok(file.names().filter_map(|key| Some((canonical_key(key)?, key.to_owned()))).collect())
 }
 
 fn pair_tensors(case: &Case, method: &str, sizes: &Sizes) -> Result<BTreeMap<String, Tensor>> {
