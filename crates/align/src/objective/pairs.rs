@@ -31,6 +31,18 @@ pub enum PairLatents {
     },
 }
 
+impl PairLatents {
+    /// The tensors in the order of their fields: three where x_t is shared, else four.
+    fn tensors(&self) -> Vec<&Tensor> {
+        match self {
+            Self::Shared { latents, next_latents_w, next_latents_l } => vec![latents, next_latents_w, next_latents_l],
+            Self::Separate { latents_w, next_latents_w, latents_l, next_latents_l } => {
+                vec![latents_w, next_latents_w, latents_l, next_latents_l]
+            }
+        }
+    }
+}
+
 /// A batch of pairs of DDIM steps, ready for the loss.
 #[derive(Debug)]
 pub struct PairBatch {
@@ -93,6 +105,37 @@ impl PairBatch {
             timesteps: steps.iter().map(|&s| pair.sides[0].timesteps[s]).collect(),
             prompts: pair.prompts.clone(),
             decided: preferences.iter().map(|p| p.decided()).collect(),
+        })
+    }
+
+    /// Batches of one kind as one, in order. Errors: [`Error::Input`] for none, or for a mixture of the two kinds.
+    pub fn join(batches: &[Self]) -> Result<Self> {
+        let columns: Vec<Vec<&Tensor>> = batches.iter().map(|batch| batch.latents.tensors()).collect();
+        let refuse = |found: &str| Error::Input {
+            what: "batches".into(),
+            expected: "at least one, all with the same kind of latents".into(),
+            found: found.into(),
+        };
+        let width = columns.first().ok_or_else(|| refuse("none"))?.len();
+        if columns.iter().any(|tensors| tensors.len() != width) {
+            return Err(refuse("a mixture"));
+        }
+        let cat = |i: usize| Tensor::f_cat(&columns.iter().map(|tensors| tensors[i]).collect::<Vec<_>>(), 0);
+        let latents = if width == 3 {
+            PairLatents::Shared { latents: cat(0)?, next_latents_w: cat(1)?, next_latents_l: cat(2)? }
+        } else {
+            PairLatents::Separate {
+                latents_w: cat(0)?,
+                next_latents_w: cat(1)?,
+                latents_l: cat(2)?,
+                next_latents_l: cat(3)?,
+            }
+        };
+        Ok(Self {
+            latents,
+            timesteps: batches.iter().flat_map(|batch| batch.timesteps.iter().copied()).collect(),
+            prompts: batches.iter().flat_map(|batch| batch.prompts.iter().copied()).collect(),
+            decided: batches.iter().flat_map(|batch| batch.decided.iter().copied()).collect(),
         })
     }
 

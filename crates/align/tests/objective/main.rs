@@ -1,0 +1,10 @@
+//! The objectives: identities, gradients, closed forms, parity with PyTorch. One binary, so that it links once.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod fixture;
+mod optimum;
+mod parity;
+mod pure;
+mod step_pairs;
