@@ -138,7 +138,8 @@ settings! {
         "Pairs per micro-step; times gradient_accumulation_steps = pairs per update.";
     gradient_accumulation_steps: u64 = 1, "1 or more", "Micro-steps per update.";
     train_micro_batch_size: u64 = 0, "0 or more; 0 = train_batch_size",
-        "Pairs whose forward and backward run at once; affects memory and speed only (rounding aside).";
+        "Pairs whose forward and backward run at once; above train_batch_size, d3po joins several steps of its \
+         trajectories. Affects memory and speed only (rounding aside).";
     seed: u64 = 42, "0 to 9223372036854775807", "Key of all randomness.";
     dtype: String = "f32".into(), "f32 | bf16 | f16", "Type of the frozen base; adapter, loss and optimizer stay f32.";
     device: String = "auto".into(), "auto | cpu | cuda | cuda:N", "Where the model runs.";

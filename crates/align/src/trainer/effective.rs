@@ -56,7 +56,7 @@ impl Trainer<'_> {
             ),
         );
         let pairs = if self.method.pairs == PairsFrom::Trajectories { "trajectory pairs" } else { "step pairs" };
-        line("batch", format!("{per_update} {pairs} per update, {} at once", config.micro_batch().min(per_update)));
+        line("batch", format!("{per_update} {pairs} per update, {} at once", self.pairs_at_once()));
         line(
             "beta, kappa, clip",
             format!("{}, {:.4} (gamma {}), {}", config.beta, config.entropy.kappa(), config.entropy.gamma, config.clip),
@@ -92,6 +92,13 @@ impl Trainer<'_> {
         })
     }
 
+    /// Pairs of one step each that run at once; D3PO's are joined over steps.
+    fn pairs_at_once(&self) -> usize {
+        let config = &self.parts.config;
+        let steps = if self.method.pairs == PairsFrom::Trajectories { config.steps as usize } else { 1 };
+        config.micro_batch().min(config.pairs_per_update() * steps)
+    }
+
     fn images_per_prompt(&self) -> usize {
         if self.method.pairs == PairsFrom::Trajectories { 2 } else { 1 }
     }
@@ -110,7 +117,7 @@ impl Trainer<'_> {
     /// Times what the run is made of, per latent: a guided pass without gradients, and one forward and backward with
     /// as many latents as a micro-batch has. Gradients are thrown away.
     fn dry_run(&mut self) -> Result<Timings> {
-        let rows = self.parts.config.micro_batch().min(self.parts.config.pairs_per_update()) * self.images_per_prompt();
+        let rows = self.pairs_at_once() * self.images_per_prompt();
         let model = self.parts.model;
         let conditioning = self.embeddings.conditioning(model, &[self.parts.prompts[0].as_str()])?;
         let policy = Policy::new(model, Some(&self.adapter));

@@ -116,7 +116,7 @@ impl Trainer<'_> {
         let started = Instant::now();
         let config = &self.parts.config;
         let order = NoiseKey::new(config.seed, "time-order").epoch(this.index);
-        let batches = samples.pairs.batches(group, config.train_batch_size as usize, order)?;
+        let batches = samples.pairs.batches(group, config.train_batch_size as usize, config.micro_batch(), order)?;
         if !self.checked_on_policy && self.position.updates_done == 0 {
             self.check_on_policy(this, &batches[0])?;
             self.checked_on_policy = true;

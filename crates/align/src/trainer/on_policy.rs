@@ -61,3 +61,54 @@ pub fn check(
     }
     Err(Error::OffPolicy { low, high, tolerance: limit, mean_square, slack, update })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use seedpo_tensor::NoiseKey;
+
+    /// ε = `0` · x.
+    struct Linear(f64);
+
+    impl NoisePredictor for Linear {
+        fn predict(&self, latents: &Tensor, _: &[i64], _: &[usize]) -> seedpo_rollout::Result<Tensor> {
+            Ok(latents * self.0)
+        }
+    }
+
+    fn ddim() -> Ddim {
+        let alphas = (0..100).map(|t| 0.999 - 0.0099 * f64::from(t)).collect();
+        Ddim::from_alphas(alphas, 1, false, 10, 1.0).unwrap()
+    }
+
+    /// Steps drawn from `Linear(0.5)`.
+    fn batch() -> PairBatch {
+        let key = |candidate| NoiseKey::new(1, "test").candidate(candidate).normal(&[4, 2, 8, 8]);
+        let (latents, timesteps) = (key(0), vec![41, 31, 21, 11]);
+        let step = ddim().transition(&timesteps, &latents, &(&latents * 0.5)).unwrap();
+        let (next_latents_w, next_latents_l) =
+            (step.sample(Some(&key(1))).unwrap(), step.sample(Some(&key(2))).unwrap());
+        let latents = PairLatents::Shared { latents, next_latents_w, next_latents_l };
+        PairBatch { latents, timesteps, prompts: vec![0; 4], decided: vec![true; 4] }
+    }
+
+    #[test]
+    fn equal_policies_pass_and_others_do_not() {
+        let run = |training, rollout, batch: &PairBatch| {
+            check(&Linear(training), &Linear(rollout), &ddim(), batch, Kind::Float, 1).map_err(|e| e.to_string())
+        };
+        assert!(run(0.5, 0.5, &batch()).is_ok());
+        assert!(run(0.5, 0.500001, &batch()).is_ok(), "rounding");
+        let message = run(0.5, 0.55, &batch()).unwrap_err();
+        assert!(message.contains("likelihood ratio") && message.contains("update 1"), "{message}");
+        assert!(run(f64::NAN, 0.5, &batch()).is_err());
+    }
+
+    #[test]
+    fn pairs_that_neither_policy_drew_do_not_pass() {
+        let run = |batch| check(&Linear(0.5), &Linear(0.5), &ddim(), &batch, Kind::Float, 1);
+        let other_steps = PairBatch { timesteps: vec![81, 71, 91, 61], ..batch() };
+        assert!(run(other_steps).unwrap_err().to_string().contains("mean square"));
+        assert!(check(&Linear(0.9), &Linear(0.9), &ddim(), &batch(), Kind::Float, 1).is_err(), "another guidance, say");
+    }
+}

@@ -57,8 +57,16 @@ impl Pairs {
     }
 
     /// The batches whose gradients one update accumulates: at most `train_batch` pairs each. A trajectory pair gives as
-    /// many batches as it has steps, its time order shuffled by a key of its own (docs/methods.md section 4.1).
-    pub fn batches(&self, group: &[usize], train_batch: usize, key: NoiseKey) -> Result<Vec<PairBatch>> {
+    /// many batches as it has steps, its time order shuffled by a key of its own (docs/methods.md section 4.1). Their
+    /// gradients are summed anyway, so steps that fit into one pass of `at_once` pairs are joined: the same update in
+    /// fewer, larger passes.
+    pub fn batches(
+        &self,
+        group: &[usize],
+        train_batch: usize,
+        at_once: usize,
+        key: NoiseKey,
+    ) -> Result<Vec<PairBatch>> {
         let mut batches = Vec::new();
         for part in group.chunks(train_batch.max(1)) {
             match self {
@@ -70,9 +78,14 @@ impl Pairs {
                     let steps = pair.sides[0].timesteps.len();
                     let orders: Vec<_> =
                         (0..pair.prompts.len()).map(|row| key.prompt(row as u64).permutation(steps)).collect();
-                    for turn in 0..steps {
-                        let now: Vec<usize> = orders.iter().map(|order| order[turn]).collect();
-                        batches.push(PairBatch::from_trajectories(pair, preferences, &now)?.select(part)?);
+                    let turns: Vec<usize> = (0..steps).collect();
+                    for turns in turns.chunks((at_once / part.len()).max(1)) {
+                        let at = |&turn: &usize| {
+                            let now: Vec<usize> = orders.iter().map(|order| order[turn]).collect();
+                            PairBatch::from_trajectories(pair, preferences, &now)?.select(part)
+                        };
+                        let joined = turns.iter().map(at).collect::<Result<Vec<_>>>()?;
+                        batches.push(PairBatch::join(&joined)?);
                     }
                 }
             }

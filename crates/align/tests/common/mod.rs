@@ -4,6 +4,7 @@
 use seedpo_model::config::{DownBlockType, UpBlockType};
 use seedpo_model::{ClipTokenizer, DiffusionModel, SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
 use seedpo_tensor::Device;
+use seedpo_tensor::files::write_atomic;
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::Path;
@@ -42,9 +43,11 @@ pub fn tiny_model() -> DiffusionModel {
     };
     let vae =
         VaeConfig { block_out_channels: vec![8, 16], norm_num_groups: 4, sample_size: 16, ..VaeConfig::default() };
-    let folder = tempfile::tempdir().unwrap();
-    write_tokenizer(folder.path());
-    let tokenizer = ClipTokenizer::from_folder(folder.path()).unwrap();
+    // Kept, since saving the model copies its tokenizer's files; tests that write it at once write the same.
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tiny-tokenizer");
+    fs::create_dir_all(&folder).unwrap();
+    write_tokenizer(&folder);
+    let tokenizer = ClipTokenizer::from_folder(&folder).unwrap();
     DiffusionModel::init(tokenizer, text, unet, vae, SchedulerConfig::stable_diffusion(), 1, Device::Cpu).unwrap()
 }
 
@@ -61,11 +64,11 @@ fn write_tokenizer(folder: &Path) {
     let special = ["<|startoftext|>", "<|endoftext|>"].map(str::to_owned);
     let tokens = letters.iter().cloned().chain(ends).chain(special);
     let vocabulary: Map<String, Value> = tokens.zip(0..).map(|(token, id)| (token, Value::from(id))).collect();
-    fs::write(folder.join("vocab.json"), serde_json::to_string(&vocabulary).unwrap()).unwrap();
-    fs::write(folder.join("merges.txt"), "#version: 0.2\n").unwrap();
+    write_atomic(&folder.join("vocab.json"), serde_json::to_string(&vocabulary).unwrap().as_bytes()).unwrap();
+    write_atomic(&folder.join("merges.txt"), b"#version: 0.2\n").unwrap();
     let settings = json!({
         "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>",
         "pad_token": "<|endoftext|>", "model_max_length": LENGTH, "tokenizer_class": "CLIPTokenizer",
     });
-    fs::write(folder.join("tokenizer_config.json"), settings.to_string()).unwrap();
+    write_atomic(&folder.join("tokenizer_config.json"), settings.to_string().as_bytes()).unwrap();
 }
