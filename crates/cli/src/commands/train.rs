@@ -12,11 +12,11 @@ use seedpo_model::{DiffusionModel, LoadOptions};
 use seedpo_tensor::device::parse_device;
 use toml::Table;
 
+use crate::commands::report;
 use crate::context::{Context, parse_kind};
 use crate::failure::Outcome;
 use crate::observer::RunObserver;
 use crate::settings::Settings;
-use crate::commands::report;
 use crate::{interrupt, output};
 
 const EXAMPLES: &str = "\
@@ -104,7 +104,13 @@ impl Start {
     }
 }
 
-fn train(start: Start, run: RunDir, checkpoint: Option<Checkpoint>, resumed: Option<u64>, context: &Context) -> Result<Outcome> {
+fn train(
+    start: Start,
+    run: RunDir,
+    checkpoint: Option<Checkpoint>,
+    resumed: Option<u64>,
+    context: &Context,
+) -> Result<Outcome> {
     let mut observer = RunObserver::new(context, run.path(), resumed)?;
     let parts = Parts {
         config: start.config,
