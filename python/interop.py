@@ -1,0 +1,411 @@
+#!/usr/bin/env python3
+"""Show with the real diffusers, transformers and peft that seedpo computes what they compute.
+
+    .venv/bin/python python/interop.py            (or: make interop)
+
+On random-weight pipelines like Stable Diffusion 1.x and 2.x (v-prediction), made in a temporary folder, and on the
+built-in model where it is there: every stage of `seedpo probe` against diffusers; losses and gradients against an
+independent PyTorch computation; a PEFT-made adapter read by seedpo; and an adapter trained and saved by `seedpo train`
+taken by `load_lora_weights` unchanged, with the same picture from the same latents. Prints a table of the largest
+errors and exits 1 if one is above its tolerance.
+"""
+
+import argparse
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+warnings.filterwarnings("ignore")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import _collate_lora_metadata
+from diffusers.utils import convert_state_dict_to_diffusers
+from diffusers.utils.logging import disable_progress_bar
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar as disable_transformers_bar
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "python/fixtures"))
+import tokenizer as odd  # noqa: E402  the strings and the vocabulary of the tokenizer's fixture
+
+STEPS, GUIDANCE = 20, 5.0
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+FORWARD = 2e-5  # of the largest value, f32: the same sums in another order
+GRADIENT = 1e-4
+SAMPLE = 2e-4  # twenty guided passes, each within FORWARD, amplified by guidance
+
+# Two updates large enough to be seen; rank and alpha differ, so that the scale is put to the test.
+TRAIN = """--method spo --judge colourfulness --threshold 0 --prompts red,blue --prompts-per-iteration 2 --steps 6
+    --train-batch-size 4 --rank 4 --lora-alpha 8 --learning-rate 0.01 --max-train-steps 2 --validation-steps 0""".split()
+
+rows, failures = [], 0
+
+
+def record(model, check, error, tolerance, note=""):
+    """One row of the table; `error` None means that the check could not run."""
+    global failures
+    passed = error is not None and error <= tolerance
+    failures += not passed
+    shown = "-" if error is None else f"{error:.1e}" if isinstance(error, float) else str(error)
+    rows.append((model, check, shown, f"{tolerance:g}", "ok" if passed else "FAIL", note))
+    print("  ".join(f"{cell:<{width}}" for cell, width in zip(rows[-1], (8, 44, 8, 8, 5, 0))).rstrip(), flush=True)
+
+
+def off(found, expected):
+    """The largest difference, relative to the largest expected value."""
+    assert found.shape == expected.shape, f"{tuple(found.shape)} instead of {tuple(expected.shape)}"
+    return ((found.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-12)).item()
+
+
+class Seedpo:
+    """The command under test, run as a subprocess."""
+
+    def __init__(self, binary, folder):
+        self.binary, self.folder, self.count = str(binary), folder, 0
+
+    def run(self, *arguments):
+        done = subprocess.run([self.binary, *map(str, arguments)], capture_output=True, text=True, timeout=1200)
+        if done.returncode != 0:
+            raise RuntimeError(f"seedpo {' '.join(map(str, arguments))}: exit {done.returncode}\n{done.stderr or done.stdout}")
+        return done.stdout
+
+    def probe(self, model, what, settings=None, **tensors):
+        self.count += 1
+        case, out = self.folder / f"case-{self.count}.safetensors", self.folder / f"out-{self.count}.safetensors"
+        tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        save_file(tensors, case, metadata={"what": what, "settings": json.dumps(settings or {})})
+        self.run("probe", "--model", model, "--case", case, "--out", out)
+        with safe_open(out, "pt") as file:
+            assert file.metadata()["what"] == what
+        return load_file(out)
+
+
+def make_pipeline(folder, kind):
+    """A random-weight pipeline: `sd1` (conv projections, quick_gelu, PNDM, epsilon) or `sd2` (linear projections, heads
+    per level, gelu, DDIM, v-prediction, padding with `!`)."""
+    two = kind == "sd2"
+    torch.manual_seed(len(kind) + two)
+    tokens = folder / "made-tokenizer"
+    odd.legacy_files(tokens, "!" if two else odd.EOS)
+    odd.make_vocabulary(tokens)
+    tokenizer = CLIPTokenizer.from_pretrained(str(tokens))
+    text = CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        projection_dim=32, hidden_act="gelu" if two else "quick_gelu", bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    ))
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64, 64), layers_per_block=2,
+        norm_num_groups=16, cross_attention_dim=32, attention_head_dim=(2, 4, 4) if two else 4, use_linear_projection=two,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, latent_channels=4, sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    schedule = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False)
+    scheduler = DDIMScheduler(**schedule, clip_sample=False, prediction_type="v_prediction") if two else PNDMScheduler(
+        **schedule, skip_prk_steps=True)
+    pipeline = StableDiffusionPipeline(vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
+    pipeline.save_pretrained(folder / kind)
+    return folder / kind
+
+
+def load_pipeline(folder):
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    pipeline.set_progress_bar_config(disable=True)
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        part.eval().requires_grad_(False)
+    return pipeline
+
+
+class Inputs:
+    """Random inputs of the right sizes for a pipeline."""
+
+    def __init__(self, pipeline, batch=3):
+        torch.manual_seed(11)
+        unet = pipeline.unet.config
+        self.shape = (batch, unet.in_channels, unet.sample_size, unet.sample_size)
+        pipeline.scheduler.set_timesteps(STEPS)
+        steps = pipeline.scheduler.timesteps
+        self.timestep = steps[torch.linspace(1, STEPS - 1, batch).long()].clone()
+        ids = pipeline.tokenizer(
+            ["a red fox", "", "two cats, 4k 😀"][:batch], padding="max_length", max_length=pipeline.tokenizer.model_max_length,
+            truncation=True, return_tensors="pt").input_ids
+        self.input_ids = ids
+        self.embeds = pipeline.text_encoder(ids)[0].detach()
+        self.negative = self.embeds[1:2].clone()
+        self.latents = torch.randn(self.shape)
+
+
+def check_stages(seedpo, name, folder, pipeline, x):
+    """Tokenizer, text encoder, U-Net, VAE and the DDIM step."""
+    strings = odd.odd_strings()
+    tok = pipeline.tokenizer
+    expected = tok(strings, padding="max_length", max_length=tok.model_max_length, truncation=True, return_tensors="pt").input_ids
+    found = seedpo.probe(folder, "tokenize", {"prompts": strings})["input_ids"]
+    wrong = (found != expected).any(1).sum().item() if found.shape == expected.shape else len(strings)
+    record(name, f"tokenize: rows that differ of {len(strings)}", wrong, 0)
+
+    with torch.no_grad():
+        out = seedpo.probe(folder, "text", input_ids=x.input_ids)
+        expected = pipeline.text_encoder(x.input_ids)
+        record(name, "text: prompt_embeds", off(out["prompt_embeds"], expected.last_hidden_state), FORWARD)
+        record(name, "text: pooled", off(out["pooled"], expected.pooler_output), FORWARD)
+        out = seedpo.probe(folder, "unet", latents=x.latents, timestep=x.timestep, prompt_embeds=x.embeds)
+        record(name, "unet: noise_pred", off(out["noise_pred"], pipeline.unet(x.latents, x.timestep, x.embeds).sample), FORWARD)
+        factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+        images = torch.rand(x.shape[0], 3, x.shape[2] * factor, x.shape[3] * factor) * 2 - 1
+        out, gaussian = seedpo.probe(folder, "encode", images=images), pipeline.vae.encode(images).latent_dist
+        record(name, "encode: mean", off(out["mean"], gaussian.mean), FORWARD)
+        record(name, "encode: logvar", off(out["logvar"], gaussian.logvar), FORWARD)
+        expected = pipeline.vae.decode(x.latents / pipeline.vae.config.scaling_factor).sample
+        record(name, "decode: images", off(seedpo.probe(folder, "decode", latents=x.latents)["images"], expected), FORWARD)
+    check_ddim(seedpo, name, folder, pipeline, x)
+
+
+def check_ddim(seedpo, name, folder, pipeline, x):
+    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, prediction_type="epsilon", clip_sample=False)
+    scheduler.set_timesteps(STEPS)
+    noise_pred, noise = torch.randn(x.shape), torch.randn(x.shape)
+    means, stds = [], []
+    for i, t in enumerate(x.timestep):
+        step = scheduler.step(noise_pred[i], t, x.latents[i], eta=1.0, variance_noise=torch.zeros(x.shape[1:]))
+        means.append(step.prev_sample)
+        stds.append(scheduler._get_variance(t, t - 1000 // STEPS) ** 0.5)
+    mean, std = torch.stack(means), torch.stack(stds)
+    following = mean + std.view(-1, 1, 1, 1) * noise
+    out = seedpo.probe(folder, "ddim", {"steps": STEPS, "eta": 1.0}, latents=x.latents, noise_pred=noise_pred,
+                       next_latents=following, timestep=x.timestep)
+    normal = torch.distributions.Normal(mean.double(), std.double().view(-1, 1, 1, 1))
+    record(name, "ddim: mean", off(out["mean"], mean), FORWARD)
+    record(name, "ddim: std", off(out["std"], std), FORWARD)
+    record(name, "ddim: log_prob", off(out["log_prob"], normal.log_prob(following.double()).mean((1, 2, 3))), FORWARD)
+
+
+def pipeline_sample(pipeline, x, **options):
+    return pipeline(prompt_embeds=x.embeds, negative_prompt_embeds=x.negative.expand_as(x.embeds), latents=x.latents,
+                    num_inference_steps=STEPS, guidance_scale=GUIDANCE, eta=0.0, **options).images
+
+
+def check_sample(seedpo, name, folder, pipeline, x, adapter=None, label="sample: latents"):
+    settings = {"steps": STEPS, "eta": 0.0, "guidance_scale": GUIDANCE, "sampler": "ddim"}
+    settings |= {"adapter": str(adapter)} if adapter else {}
+    out = seedpo.probe(folder, "sample", settings, latents=x.latents, prompt_embeds=x.embeds, negative_prompt_embeds=x.negative)
+    record(name, label, off(out["latents"], pipeline_sample(pipeline, x, output_type="latent")), SAMPLE)
+    return out["latents"]
+
+
+def peft_adapter(pipeline, folder, rank, alpha, spelling):
+    """A random adapter made by PEFT on the pipeline's U-Net, left attached, and saved by diffusers."""
+    torch.manual_seed(rank)
+    unet = pipeline.unet
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=TARGETS))
+    for key, value in unet.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(value, std=0.05)
+    layers, metadata = get_peft_model_state_dict(unet), _collate_lora_metadata({"unet": unet})
+    if spelling == "diffusers":
+        layers, metadata = convert_state_dict_to_diffusers(layers), {}
+    StableDiffusionPipeline.save_lora_weights(folder, layers, **metadata)
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+def check_peft(seedpo, name, folder, pipeline, x, scratch):
+    """Adapters made by PEFT, saved by diffusers in both spellings, give the same prediction here."""
+    for rank, alpha, spelling in [(4, 8, "peft"), (3, 3, "diffusers")]:
+        path = peft_adapter(pipeline, scratch / f"{name}-{spelling}", rank, alpha, spelling)
+        out = seedpo.probe(folder, "unet", {"adapter": str(path)}, latents=x.latents, timestep=x.timestep, prompt_embeds=x.embeds)
+        with torch.no_grad():
+            expected = pipeline.unet(x.latents, x.timestep, x.embeds).sample
+        record(name, f"PEFT adapter ({spelling} keys): noise_pred", off(out["noise_pred"], expected), FORWARD)
+        if spelling == "peft":
+            check_sample(seedpo, name, folder, pipeline, x, path, "PEFT adapter: sampled latents")
+        pipeline.unet.delete_adapters("default")
+
+
+def epsilon(pipeline, latents, t, embeds, negative, scale):
+    """The guided noise prediction by separate passes; v turned into noise."""
+    unet = pipeline.unet
+    output = unet(latents, t, embeds).sample
+    if scale != 1.0:
+        empty = unet(latents, t, negative.expand_as(embeds)).sample
+        output = empty + scale * (output - empty)
+    alpha = pipeline.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+    return output if pipeline.scheduler.config.prediction_type == "epsilon" else alpha.sqrt() * output + (1 - alpha).sqrt() * latents
+
+
+def transition(pipeline, latents, eps, t):
+    """docs/methods.md section 2 with eta = 1."""
+    scheduler, column = pipeline.scheduler, lambda a: a.view(-1, 1, 1, 1)
+    before = t - scheduler.config.num_train_timesteps // STEPS
+    alpha = scheduler.alphas_cumprod[t]
+    alpha_before = torch.where(before >= 0, scheduler.alphas_cumprod[before.clamp_min(0)], scheduler.final_alpha_cumprod)
+    variance = (1 - alpha_before) / (1 - alpha) * (1 - alpha / alpha_before)
+    x0 = (latents - column((1 - alpha).sqrt()) * eps) / column(alpha.sqrt())
+    return column(alpha_before.sqrt()) * x0 + column((1 - alpha_before - variance).clamp_min(0).sqrt()) * eps, column(variance.sqrt())
+
+
+def log_prob(following, mean, std):
+    return (-((following - mean) ** 2) / (2 * std**2) - std.log() - 0.5 * math.log(2 * math.pi)).mean((1, 2, 3))
+
+
+def reference_loss(pipeline, x, sides, t, s, reference):
+    """methods.md sections 3, 4.1 and 4.3, each side by itself; `reference` predicts noise without gradient."""
+    deltas = []
+    kappa = 1 / (1 + s["gamma"]) if s["form"] == "flatten" else 1 + s["gamma"]
+    for latents, following in sides:
+        mean, std = transition(pipeline, latents, epsilon(pipeline, latents, t, x.embeds, x.negative, s["guidance_scale"]), t)
+        policy = log_prob(following, mean, std)
+        with torch.no_grad():
+            ref = log_prob(following, transition(pipeline, latents, reference(latents), t)[0], std)
+        ratio = policy - ref
+        if s["clip"] is not None:
+            ratio = ratio.exp().clamp(1 - s["clip"], 1 + s["clip"]).log()
+        deltas.append(ratio + (1 - kappa) * ref)
+    margin = deltas[0] - deltas[1]
+    return -F.logsigmoid(s["beta"] * margin).mean(), margin
+
+
+def check_losses(seedpo, name, folder, pipeline, x, scratch):
+    """Losses, margins and adapter gradients of both methods against PyTorch with a PEFT adapter."""
+    unet = pipeline.unet
+    reference_path = peft_adapter(pipeline, scratch / f"{name}-reference", 2, 2, "peft")
+    unet.delete_adapters("default")
+    policy_path = peft_adapter(pipeline, scratch / f"{name}-policy", 4, 8, "peft")
+    cases = [
+        ("spo", dict(beta=10.0, gamma=0.0, form="flatten", clip=0.1, guidance_scale=5.0), False),
+        ("spo", dict(beta=10.0, gamma=2.0, form="flatten", clip=None, guidance_scale=1.0), True),
+        ("d3po", dict(beta=0.1, gamma=1.0, form="flatten", clip=0.1, guidance_scale=5.0), False),
+        ("d3po", dict(beta=0.1, gamma=0.5, form="literal-power", clip=None, guidance_scale=5.0), True),
+    ]
+    for method, settings, with_reference in cases:
+        torch.manual_seed(5)
+        settings |= {"steps": STEPS, "eta": 1.0}
+
+        def reference(latents):
+            if with_reference:
+                unet.load_lora_adapter(str(reference_path.parent), weight_name=reference_path.name, prefix="unet", adapter_name="reference")
+                unet.set_adapter("reference")
+            else:
+                unet.disable_adapters()
+            found = epsilon(pipeline, latents, x.timestep, x.embeds, x.negative, settings["guidance_scale"])
+            if with_reference:
+                unet.delete_adapters("reference")
+            unet.enable_adapters()
+            unet.set_adapter("default")
+            return found
+
+        def following(latents):
+            with torch.no_grad():
+                mean, std = transition(pipeline, latents, reference(latents), x.timestep)
+            return mean + std * torch.randn(x.shape)
+
+        first, second = x.latents, x.latents if method == "spo" else torch.randn(x.shape)
+        sides = [(first, following(first)), (second, following(second))]
+        for parameter in unet.parameters():
+            parameter.grad = None
+        for key, parameter in unet.named_parameters():
+            parameter.requires_grad_("lora_" in key)
+        loss, margin = reference_loss(pipeline, x, sides, x.timestep, settings, reference)
+        loss.backward()
+        expected = {f"grad.unet.{k.replace('.default', '')}": p.grad for k, p in unet.named_parameters() if p.grad is not None}
+        tensors = {"next_latents_w": sides[0][1], "next_latents_l": sides[1][1], "timestep": x.timestep,
+                   "prompt_embeds": x.embeds, "negative_prompt_embeds": x.negative}
+        tensors |= {"latents": first} if method == "spo" else {"latents_w": first, "latents_l": second}
+        extra = {"method": method, "adapter": str(policy_path)} | ({"reference_adapter": str(reference_path)} if with_reference else {})
+        out = seedpo.probe(folder, "loss", settings | extra, **tensors)
+        label = f"{method} γ={settings['gamma']:g} {settings['form'].split('-')[0]} clip={settings['clip']} w={settings['guidance_scale']:g}"
+        record(name, f"loss: {label}", off(out["loss"], loss.detach().view(1)), GRADIENT)
+        record(name, f"margin: {label}", off(out["margin"], margin.detach()), GRADIENT)
+        gradients = {k: v for k, v in out.items() if k.startswith("grad.")}
+        if gradients.keys() != expected.keys():
+            record(name, f"gradients: {label}", None, GRADIENT, f"{len(gradients)} keys instead of {len(expected)}")
+            continue
+        worst = max(off(gradients[k], expected[k]) for k in expected)
+        record(name, f"gradients: {label}", worst, GRADIENT)
+    unet.delete_adapters("default")
+
+
+def check_ours(seedpo, name, folder, pipeline, x, scratch):
+    """An adapter that `seedpo train` wrote: `load_lora_weights` takes it, and the pictures agree."""
+    run = scratch / f"{name}-run"
+    seedpo.run("train", "--model", folder, "--output-dir", scratch, "--name", run.name, *TRAIN)
+    path = run / "pytorch_lora_weights.safetensors"
+    before = pipeline_sample(pipeline, x, output_type="latent")
+    pipeline.load_lora_weights(str(run), weight_name=path.name)
+    attached = {k.replace(".default_0", ""): v for k, v in pipeline.unet.named_parameters() if "lora_" in k}
+    stored = load_file(path)
+    same = {f"unet.{k}" for k in attached} == stored.keys() and all(torch.equal(v, stored[f"unet.{k}"]) for k, v in attached.items())
+    record(name, "our adapter in diffusers: tensors that differ", 0 if same else 1, 0, f"{len(stored)} tensors")
+    scales = {module.scaling["default_0"] for module in pipeline.unet.modules() if hasattr(module, "scaling") and module.scaling}
+    record(name, "our adapter in diffusers: scale alpha/rank = 2", abs(next(iter(scales)) - 2.0) if len(scales) == 1 else None, 0.0)
+    latents = check_sample(seedpo, name, folder, pipeline, x, path, "our adapter: sampled latents")
+    moved = off(latents, before)
+    record(name, "our adapter: samples that it does not move", 0 if moved > 1e-4 else 1, 0, f"by {moved:.1e}")
+    ours = seedpo.probe(folder, "decode", latents=latents)["images"]
+    theirs = torch.from_numpy(pipeline_sample(pipeline, x, output_type="np")).permute(0, 3, 1, 2)
+    bytes_of = lambda image: (image.clamp(0, 1) * 255).round()
+    record(name, "our adapter: picture, largest difference of 255", (bytes_of(ours / 2 + 0.5) - bytes_of(theirs)).abs().max().item(), 1)
+    pipeline.unload_lora_weights()
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--seedpo", type=Path, default=ROOT / "target/release/seedpo")
+    options.add_argument("--model", type=Path, default=ROOT / "assets/emoji-sd", help="a third folder, skipped if missing")
+    options.add_argument("--only", nargs="*", default=["stages", "sample", "peft", "losses", "ours"], help="groups of checks")
+    chosen = options.parse_args()
+    if not chosen.seedpo.is_file():
+        sys.exit(f"interop: {chosen.seedpo} is missing; `make build` makes it.")
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    logging.disable(logging.WARNING)
+    disable_progress_bar()
+    disable_transformers_bar()
+    with tempfile.TemporaryDirectory() as tmp:
+        scratch = Path(tmp)
+        seedpo = Seedpo(chosen.seedpo, scratch)
+        folders = {kind: make_pipeline(scratch, kind) for kind in ("sd1", "sd2")}
+        if (chosen.model / "model_index.json").is_file():
+            folders[chosen.model.name[:8]] = chosen.model
+        else:
+            print(f"(no model in {chosen.model}: only random-weight pipelines are checked)")
+        for name, folder in folders.items():
+            pipeline = load_pipeline(folder)
+            with torch.no_grad():
+                x = Inputs(pipeline)
+            groups = {
+                "stages": lambda: check_stages(seedpo, name, folder, pipeline, x),
+                "sample": lambda: check_sample(seedpo, name, folder, pipeline, x),
+                "peft": lambda: check_peft(seedpo, name, folder, pipeline, x, scratch),
+                "losses": lambda: check_losses(seedpo, name, folder, pipeline, x, scratch),
+                "ours": lambda: check_ours(seedpo, name, folder, pipeline, x, scratch),
+            }
+            for group in chosen.only:
+                try:
+                    groups[group]()
+                except (RuntimeError, AssertionError, KeyError, ValueError) as error:
+                    record(name, f"{group}: could not run", None, 0, str(error).strip().replace("\n", " | ")[:600])
+    print(f"\n{len(rows)} checks, {failures} failed")
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()
