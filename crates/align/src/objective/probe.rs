@@ -71,7 +71,11 @@ impl ProbeLossSettings {
     }
 }
 
-/// Loss, margins and adapter gradients of the pairs in `tensors` (names and shapes: docs/probe.md, row `loss`).
+/// Loss, margins and adapter gradients of the pairs in `tensors`.
+///
+/// Always `prompt_embeds` `[B, L, D]`, `timestep` i64 `[B]`, and `negative_prompt_embeds` `[1, L, D]` unless the guidance
+/// scale is 1; `spo`: `latents`, `next_latents_w`, `next_latents_l`; `d3po`: `latents_w`, `next_latents_w`, `latents_l`,
+/// `next_latents_l`, each `[B, C, h, w]`.
 ///
 /// `adapter` is the policy, `reference` another adapter over the same base (`None` = the base alone). Both are used
 /// unmerged. Runs the code that training runs. Errors: [`Error::Setting`] for a method or value out of range,
