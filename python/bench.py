@@ -77,8 +77,9 @@ def run_seedpo(case, scratch):
             one = iterations.setdefault(line["iteration"], {part: 0.0 for part in PARTS} | {"pairs": line["pairs_kept"]})
             for part in PARTS:
                 one[part] += line[f"seconds_{part}"]
-    if not iterations:
-        sys.exit("bench: seedpo made no update; every pair was tied.")
+    if len(iterations) < case["iterations"]:
+        sys.exit(f"bench: in {case['iterations'] - len(iterations)} of {case['iterations']} iterations every pair was tied, "
+                 "so seedpo had nothing to train on; use a model whose pictures differ, or more prompts.")
     return [iterations[key] for key in sorted(iterations)], peak, wall
 
 
