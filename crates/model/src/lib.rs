@@ -16,7 +16,7 @@ pub mod vae;
 pub use adapter::{Adapter, Delta};
 pub use config::{SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
 pub use error::{Error, Result};
-pub use layers::Activation;
+pub use layers::{Activation, with_plain_attention};
 pub use model::{DiffusionModel, LoadOptions};
 pub use policy::{Conditioning, Policy};
 pub use schedule::NoiseSchedule;

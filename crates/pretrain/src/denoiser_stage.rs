@@ -93,7 +93,7 @@ impl<'a> DenoiserStage<'a> {
         let (alphas, recipe) = (&self.alphas_cumprod, self.recipe);
         let (gradient, report) = self.replicas.gradient(&self.state.weights, |networks, index, _| {
             let part = parts[index].lock().map_err(|_| Error::Worker(STAGE))?;
-            loss(networks, &part, alphas, recipe)
+            seedpo_model::with_plain_attention(|| loss(networks, &part, alphas, recipe))
         })?;
         let value = report[0];
         if !value.is_finite() {
