@@ -64,7 +64,7 @@ def guided(unet, latents, timestep, prompt_embeds, negative_prompt_embeds, guida
 
 
 def step_pair(policy, reference, alphas_cumprod, case, settings):
-    """Loss and margins of a `loss` case (docs/probe.md): `policy` and `reference` map (latents, timestep) to noise."""
+    """Loss and margins of a `loss` case of `seedpo probe`: `policy` and `reference` map (latents, timestep) to noise."""
     steps, eta, t = settings["steps"], settings["eta"], case["timestep"]
 
     def likelihood(predict, side):
