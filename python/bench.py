@@ -6,8 +6,8 @@
 
 Both sides get the same folder, prompts, steps, K, batch, LoRA rank, dtype and thread count. Each turn is a fresh process
 whose first iteration warms up and is not counted. Printed: medians of seconds per iteration (loading excluded), of its
-parts, and of peak memory (ru_maxrss of the process), with their ratios. `--update FILE` also writes the tables between
-the markers in that file. SPO keeps every pair that is not tied (threshold 0), so that both sides train on as many.
+parts, of CPU seconds, and of peak memory (ru_maxrss of the process), with their ratios. `--update FILE` also writes the
+tables between the markers in that file. SPO keeps every pair that is not tied (threshold 0), so that both sides train on as many.
 """
 
 import argparse
@@ -28,7 +28,7 @@ PARTS = ("rollout", "judge", "train")
 
 
 def run_measured(command, log):
-    """Run a command; its wall seconds and peak resident bytes. Stops with its last lines if it fails."""
+    """Run a command; its CPU seconds, wall seconds and peak resident bytes. Stops with its last lines if it fails."""
     began = time.perf_counter()
     with open(log, "wb") as sink:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT)
@@ -36,11 +36,11 @@ def run_measured(command, log):
     if status != 0:
         tail = "\n".join(Path(log).read_text(errors="replace").splitlines()[-15:])
         sys.exit(f"bench: this command failed:\n  {' '.join(map(str, command))}\n{tail}")
-    return time.perf_counter() - began, usage.ru_maxrss * 1024
+    return {"cpu": usage.ru_utime + usage.ru_stime, "wall": time.perf_counter() - began, "peak": usage.ru_maxrss * 1024}
 
 
 def run_baseline(case, scratch):
-    """Measured iterations of the PyTorch side: a list of {rollout, judge, train, pairs}, and peak bytes."""
+    """Iterations of the PyTorch side as a list of {rollout, judge, train, pairs}, and what the process used."""
     out = scratch / "baseline.json"
     command = [sys.executable, HERE / "baseline", "--model", case["model"], "--method", case["method"],
                "--prompts", case["prompts_file"], "--batch", case["prompts"], "--train-batch", case["train_batch"],
@@ -49,9 +49,11 @@ def run_baseline(case, scratch):
                "--iterations", case["iterations"], "--seed", 1, "--json", out]
     if case["resolution"]:
         command += ["--resolution", case["resolution"]]
-    wall, peak = run_measured([str(c) for c in command], scratch / "baseline.log")
+    used = run_measured([str(c) for c in command], scratch / "baseline.log")
     done = json.loads(out.read_text())["iterations"]
-    return [{part: one[f"{part}_seconds"] for part in PARTS} | {"pairs": one["pairs"]} for one in done], peak, wall
+    # What is not spent in iterations is loading, which the comparison leaves out.
+    used["loading_cpu"] = used["cpu"] - sum(one["cpu_seconds"] for one in done)
+    return [{part: one[f"{part}_seconds"] for part in PARTS} | {"pairs": one["pairs"]} for one in done], used
 
 
 def run_seedpo(case, scratch):
@@ -64,12 +66,12 @@ def run_seedpo(case, scratch):
         "rollout-batch-size": case["prompts"], "train-batch-size": case["train_batch"], "rank": case["rank"],
         "dtype": case["dtype"], "threads": case["threads"], "device": "cpu", "num-train-epochs": case["iterations"],
         "beta": {"d3po": 0.1, "spo": 10}[case["method"]], "learning-rate": {"d3po": 3e-5, "spo": 6e-5}[case["method"]],
-        "validation-steps": 0, "checkpointing-steps": 10**6, "seed": 1,
+        "train-micro-batch-size": case["at_once"], "validation-steps": 0, "checkpointing-steps": 10**6, "seed": 1,
     }
     if case["resolution"]:
         settings["resolution"] = case["resolution"]
     command = [case["seedpo"], "train", "--quiet", *(f"--{key}={value}" for key, value in settings.items())]
-    wall, peak = run_measured([str(c) for c in command], scratch / "seedpo.log")
+    used = run_measured([str(c) for c in command], scratch / "seedpo.log")
     lines = [json.loads(line) for line in (runs / "bench/metrics.jsonl").read_text().splitlines()]
     iterations = {}
     for line in lines:
@@ -80,17 +82,20 @@ def run_seedpo(case, scratch):
     if len(iterations) < case["iterations"]:
         sys.exit(f"bench: in {case['iterations'] - len(iterations)} of {case['iterations']} iterations every pair was tied, "
                  "so seedpo had nothing to train on; use a model whose pictures differ, or more prompts.")
-    return [iterations[key] for key in sorted(iterations)], peak, wall
+    # seedpo's loading is counted against it: it takes a fraction of a second.
+    used["loading_cpu"] = 0.0
+    return [iterations[key] for key in sorted(iterations)], used
 
 
 def median_of(runs):
-    """Medians over all counted iterations of all turns."""
-    counted = [one for iterations, _, _ in runs for one in iterations]
+    """Medians over all counted iterations of all turns; CPU seconds per iteration include the one to warm up."""
+    counted = [one for iterations, _ in runs for one in iterations]
+    cpu = statistics.median((used["cpu"] - used["loading_cpu"]) / (len(iterations) + 1) for iterations, used in runs)
     medians = {part: statistics.median(one[part] for one in counted) for part in PARTS}
     totals = [sum(one[part] for part in PARTS) for one in counted]
-    return medians | {"total": statistics.median(totals), "low": min(totals), "high": max(totals), "count": len(totals),
+    return medians | {"total": statistics.median(totals), "low": min(totals), "high": max(totals), "cpu": cpu,
                       "pairs": statistics.median(one["pairs"] for one in counted),
-                      "peak": statistics.median(peak for _, peak, _ in runs)}
+                      "peak": statistics.median(used["peak"] for _, used in runs)}
 
 
 def compare(case, turns, scratch):
@@ -99,27 +104,28 @@ def compare(case, turns, scratch):
     runs = {name: [] for name in sides}
     for turn in range(turns):
         for name in sorted(sides, reverse=turn % 2 == 1):
-            iterations, peak, wall = sides[name](case, scratch)
+            iterations, used = sides[name](case, scratch)
             # The first iteration pays for allocations and kernel choice.
-            runs[name].append((iterations[1:], peak, wall))
+            runs[name].append((iterations[1:], used))
             seconds = ", ".join(f"{sum(one[p] for p in PARTS):.2f}" for one in iterations)
-            print(f"  {case['title']}, turn {turn + 1}, {name}: {seconds} s; {peak / 2**20:.0f} MiB; load {os.getloadavg()[0]:.1f}",
-                  file=sys.stderr, flush=True)
+            print(f"  {case['title']}, turn {turn + 1}, {name}: {seconds} s; in all {used['wall']:.1f} s, CPU {used['cpu']:.1f} s; "
+                  f"{used['peak'] / 2**20:.0f} MiB; load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
     return {name: median_of(list_of_runs) for name, list_of_runs in runs.items()}
 
 
 def table(results):
     """The comparison as a markdown table; ratios are PyTorch over seedpo, so above 1 favours seedpo."""
-    rows = ["| case | | rollout s | judge s | train s | **iteration s** (range) | pairs | peak MiB |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    rows = ["| case | | rollout s | judge s | train s | **iteration s** (range) | CPU s | pairs | **peak MiB** |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     for case, sides in results:
         for name, m in sides.items():
             rows.append(f"| {case['title']} | {name} | {m['rollout']:.2f} | {m['judge']:.2f} | {m['train']:.2f} | "
-                        f"**{m['total']:.2f}** ({m['low']:.2f} to {m['high']:.2f}) | {m['pairs']:.0f} | {m['peak'] / 2**20:.0f} |")
+                        f"**{m['total']:.2f}** ({m['low']:.2f} to {m['high']:.2f}) | {m['cpu']:.2f} | {m['pairs']:.0f} | "
+                        f"**{m['peak'] / 2**20:.0f}** |")
         a, b = sides["pytorch"], sides["seedpo"]
-        ratio = lambda key: f"{a[key] / b[key]:.2f}" if b[key] else "-"
-        rows.append(f"| | **ratio** | {ratio('rollout')} | {ratio('judge')} | {ratio('train')} | **{ratio('total')}** | | "
-                    f"**{ratio('peak')}** |")
+        ratio = {key: f"{a[key] / b[key]:.2f}" if b[key] > 0 else "" for key in (*PARTS, "total", "cpu", "peak")}
+        rows.append(f"| | ratio | {ratio['rollout']} | {ratio['judge']} | {ratio['train']} | **{ratio['total']}** | "
+                    f"{ratio['cpu']} | | **{ratio['peak']}** |")
     return "\n".join(rows)
 
 
@@ -160,6 +166,7 @@ def update(path, name, text):
 def describe(chosen, case):
     return (f"{case['prompts']} prompts per iteration, {case['steps']} steps, guidance 5, eta 1, LoRA rank {case['rank']}, "
             f"{case['dtype']}, {case['threads']} threads; SPO: K = {case['candidates']}, branching from step {case['divert']}; "
+            f"D3PO: seedpo runs up to {case['at_once']} steps of a pair in one pass, for the same update; "
             f"{chosen.turns} turns of {chosen.iterations} counted iterations after one to warm up.")
 
 
@@ -169,7 +176,7 @@ def bench(chosen, scratch):
     common = {"model": chosen.model, "prompts_file": prompts_file, "prompts": chosen.prompts, "steps": chosen.steps,
               "candidates": chosen.candidates, "divert": min(4, chosen.steps - 1), "rank": 4, "dtype": chosen.dtype,
               "threads": chosen.threads, "iterations": chosen.iterations + 1, "resolution": chosen.resolution,
-              "seedpo": chosen.seedpo}
+              "seedpo": chosen.seedpo, "at_once": 10}
     cases = {
         "spo": {"title": "SPO", "method": "spo", "train_batch": 10},
         "d3po": {"title": "D3PO, 1 pair per update", "method": "d3po", "train_batch": 1},
@@ -190,11 +197,11 @@ def bench_sd15(chosen, scratch):
     for dtype in chosen.dtypes:
         case = {"model": folder, "prompts_file": prompts_file, "prompts": 1, "steps": 5, "candidates": 2, "divert": 3, "rank": 4,
                 "dtype": dtype, "threads": chosen.threads, "iterations": 1, "resolution": 256, "seedpo": chosen.seedpo,
-                "title": "SD 1.5 size", "method": "spo", "train_batch": 10}
+                "at_once": 1, "title": "SD 1.5 size", "method": "spo", "train_batch": 10}
         for name, side in (("seedpo", run_seedpo), ("pytorch", run_baseline))[:2 if chosen.with_baseline else 1]:
-            (one, *_), peak, wall = side(case, scratch)
-            rows.append(f"| {dtype} | {name} | {one['rollout']:.1f} | {one['judge']:.1f} | {one['train']:.1f} | {wall:.1f} | "
-                        f"{one['pairs']} | {peak / 2**20:.0f} |")
+            (one, *_), used = side(case, scratch)
+            rows.append(f"| {dtype} | {name} | {one['rollout']:.1f} | {one['judge']:.1f} | {one['train']:.1f} | "
+                        f"{used['wall']:.1f} | {one['pairs']} | {used['peak'] / 2**20:.0f} |")
             print(rows[-1], file=sys.stderr, flush=True)
     return "\n".join(rows) + (f"\n\nOne iteration (one update) of SPO with one prompt at 256 x 256, 5 steps, K = 2, branching "
                               f"from step 3, guidance 5, LoRA rank 4, {chosen.threads} threads, random weights of exactly "

@@ -25,6 +25,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 WORDS = ("red apple", "cat face", "bicycle", "rainbow", "rocket", "snowman", "guitar", "sunflower", "fish", "house", "heart",
@@ -76,7 +77,9 @@ def main():
     iterate = {"d3po": d3po.iterate, "spo": spo.iterate}[chosen.method]
     done = []
     for number in range(chosen.iterations):
+        before = time.process_time()
         measured = iterate(setup) | {"iteration": number, "peak_rss_bytes": peak_rss_bytes()}
+        measured["cpu_seconds"] = time.process_time() - before
         done.append(measured)
         print(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in measured.items()), file=sys.stderr)
     if chosen.json:
