@@ -9,6 +9,7 @@ use tch::{Kind, Tensor};
 
 use crate::Result;
 use crate::bpe::Bpe;
+use crate::card::{CardFacts, model_card};
 use crate::recipe::Recipe;
 
 /// Everything that goes into the folder.
@@ -25,6 +26,12 @@ pub struct Trained<'a> {
     pub text: &'a BTreeMap<String, Tensor>,
     /// The U-Net's tensors by name.
     pub unet: &'a BTreeMap<String, Tensor>,
+    /// Images it was trained on.
+    pub images: usize,
+    /// Steps of text encoder and U-Net so far.
+    pub steps: u64,
+    /// Time that all steps took, in seconds, where known.
+    pub seconds: Option<f64>,
 }
 
 impl Trained<'_> {
@@ -41,7 +48,19 @@ impl Trained<'_> {
         write_half(&folder.join("vae/diffusion_pytorch_model.safetensors"), self.vae)?;
         write_half(&folder.join("unet/diffusion_pytorch_model.safetensors"), self.unet)?;
         write_half(&folder.join("text_encoder/model.safetensors"), self.text)?;
+        write_atomic(&folder.join("README.md"), model_card(recipe, self.facts()).as_bytes())?;
         write_json(&folder.join("model_index.json"), &model_index())
+    }
+
+    fn facts(&self) -> CardFacts {
+        let count = |map: &BTreeMap<String, Tensor>| map.values().map(|t| t.numel() as i64).sum::<i64>();
+        CardFacts {
+            parameters: count(self.vae) + count(self.text) + count(self.unet),
+            images: self.images,
+            vae_steps: self.recipe.vae.steps,
+            steps: self.steps,
+            seconds: self.seconds,
+        }
     }
 }
 

@@ -5,11 +5,13 @@
 
 pub mod bpe;
 pub mod captions;
+pub mod card;
 pub mod dataset;
 pub mod denoiser_stage;
 pub mod error;
 pub mod export;
 pub mod measure;
+pub mod metrics;
 pub mod observer;
 pub mod preview;
 pub mod recipe;

@@ -1,8 +1,6 @@
 //! A whole pretraining run: tokenizer, VAE, latents, text encoder and U-Net, diffusers folder.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -16,7 +14,8 @@ use crate::dataset::Dataset;
 use crate::denoiser_stage::DenoiserStage;
 use crate::export::Trained;
 use crate::measure::{SampleSettings, sample_prompts};
-use crate::observer::{Observer, StageReport};
+use crate::metrics::Metrics;
+use crate::observer::Observer;
 use crate::preview::write_grid;
 use crate::recipe::Recipe;
 use crate::state::State;
@@ -57,6 +56,7 @@ struct Run<'a> {
     data: Dataset,
     bpe: Bpe,
     recipe_json: String,
+    metrics: Metrics,
 }
 
 /// The finished VAE: its tensors, and 1 / std of the latents.
@@ -78,7 +78,8 @@ impl<'a> Run<'a> {
         }
         let data = Dataset::read(&options.data, recipe.sizes.image)?;
         let bpe = Bpe::train(&corpus(&data.emoji), recipe.sizes.vocab);
-        Ok(Self { options, data, bpe, recipe_json: recipe_identity(recipe) })
+        let metrics = Metrics::at(work.join("metrics.jsonl"));
+        Ok(Self { options, data, bpe, recipe_json: recipe_identity(recipe), metrics })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -95,7 +96,7 @@ impl<'a> Run<'a> {
             while stage.state.step < recipe.vae.steps {
                 let begun = Instant::now();
                 let report = stage.step()?;
-                self.log(&report, begun)?;
+                self.metrics.append(&report, begun.elapsed().as_secs_f64())?;
                 observer.on_step(&report);
                 let stop = observer.stop();
                 if stop || self.due(stage.state.step, self.options.checkpoint_every) {
@@ -156,7 +157,7 @@ impl<'a> Run<'a> {
         while stage.state.step < recipe.denoiser.steps {
             let begun = Instant::now();
             let report = stage.step()?;
-            self.log(&report, begun)?;
+            self.metrics.append(&report, begun.elapsed().as_secs_f64())?;
             observer.on_step(&report);
             let stop = observer.stop();
             if stop || self.due(stage.state.step, self.options.checkpoint_every) {
@@ -180,7 +181,18 @@ impl<'a> Run<'a> {
         let (text, unet) = stage.result();
         let recipe = &self.options.recipe;
         let scaling_factor = vae.scaling_factor;
-        Trained { recipe, bpe: &self.bpe, vae: &vae.tensors, scaling_factor, text: &text, unet: &unet }.save(folder)
+        let trained = Trained {
+            recipe,
+            bpe: &self.bpe,
+            vae: &vae.tensors,
+            scaling_factor,
+            text: &text,
+            unet: &unet,
+            images: self.data.len(),
+            steps: stage.state.step,
+            seconds: self.metrics.seconds()?,
+        };
+        trained.save(folder)
     }
 
     /// Names spread over the dataset, the same at every preview.
@@ -198,26 +210,15 @@ impl<'a> Run<'a> {
     }
 
     fn load(&self, state: &mut State, path: &Path, stage: &str, recipe: &str) -> Result<()> {
-        if self.options.resume && path.exists() { state.load(path, stage, recipe) } else { Ok(()) }
+        if self.options.resume && path.exists() {
+            state.load(path, stage, recipe)?;
+            self.metrics.rewind(stage, state.step)?;
+        }
+        Ok(())
     }
 
     fn due(&self, step: u64, every: u64) -> bool {
         every > 0 && step.is_multiple_of(every)
-    }
-
-    fn log(&self, report: &StageReport, begun: Instant) -> Result<()> {
-        let path = self.path("metrics.jsonl");
-        let fail = |e| Error::from(seedpo_tensor::Error::io(&path, e));
-        let mut line = serde_json::Map::new();
-        line.insert("stage".into(), report.stage.into());
-        line.insert("step".into(), report.step.into());
-        line.insert("loss".into(), report.loss.into());
-        line.insert("lr".into(), report.lr.into());
-        line.extend(report.metrics.iter().map(|(k, v)| ((*k).to_owned(), (*v).into())));
-        line.insert("seconds".into(), begun.elapsed().as_secs_f64().into());
-        let text = format!("{}\n", serde_json::Value::Object(line));
-        let mut file = OpenOptions::new().create(true).append(true).open(&path).map_err(fail)?;
-        file.write_all(text.as_bytes()).map_err(fail)
     }
 }
 
