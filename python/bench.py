@@ -51,8 +51,7 @@ def run_baseline(case, scratch):
         command += ["--resolution", case["resolution"]]
     used = run_measured([str(c) for c in command], scratch / "baseline.log")
     done = json.loads(out.read_text())["iterations"]
-    # What is not spent in iterations is loading, which the comparison leaves out.
-    used["loading_cpu"] = used["cpu"] - sum(one["cpu_seconds"] for one in done)
+    used["counted_cpu"] = sum(one["cpu_seconds"] for one in done[1:])
     return [{part: one[f"{part}_seconds"] for part in PARTS} | {"pairs": one["pairs"]} for one in done], used
 
 
@@ -82,15 +81,14 @@ def run_seedpo(case, scratch):
     if len(iterations) < case["iterations"]:
         sys.exit(f"bench: in {case['iterations'] - len(iterations)} of {case['iterations']} iterations every pair was tied, "
                  "so seedpo had nothing to train on; use a model whose pictures differ, or more prompts.")
-    # seedpo's loading is counted against it: it takes a fraction of a second.
-    used["loading_cpu"] = 0.0
     return [iterations[key] for key in sorted(iterations)], used
 
 
-def median_of(runs):
-    """Medians over all counted iterations of all turns; CPU seconds per iteration include the one to warm up."""
+def median_of(runs, first_cpu):
+    """Medians over all counted iterations of all turns. A side that does not time its own CPU has a process of one
+    iteration, `first_cpu`, subtracted: that leaves what the counted iterations used."""
     counted = [one for iterations, _ in runs for one in iterations]
-    cpu = statistics.median((used["cpu"] - used["loading_cpu"]) / (len(iterations) + 1) for iterations, used in runs)
+    cpu = statistics.median(used.get("counted_cpu", used["cpu"] - first_cpu) / len(iterations) for iterations, used in runs)
     medians = {part: statistics.median(one[part] for one in counted) for part in PARTS}
     totals = [sum(one[part] for part in PARTS) for one in counted]
     return medians | {"total": statistics.median(totals), "low": min(totals), "high": max(totals), "cpu": cpu,
@@ -102,6 +100,7 @@ def compare(case, turns, scratch):
     """Both sides in turns (the order swaps each time); their medians."""
     sides = {"pytorch": run_baseline, "seedpo": run_seedpo}
     runs = {name: [] for name in sides}
+    first_cpu = run_seedpo(case | {"iterations": 1}, scratch)[1]["cpu"]
     for turn in range(turns):
         for name in sorted(sides, reverse=turn % 2 == 1):
             iterations, used = sides[name](case, scratch)
@@ -110,7 +109,7 @@ def compare(case, turns, scratch):
             seconds = ", ".join(f"{sum(one[p] for p in PARTS):.2f}" for one in iterations)
             print(f"  {case['title']}, turn {turn + 1}, {name}: {seconds} s; in all {used['wall']:.1f} s, CPU {used['cpu']:.1f} s; "
                   f"{used['peak'] / 2**20:.0f} MiB; load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
-    return {name: median_of(list_of_runs) for name, list_of_runs in runs.items()}
+    return {name: median_of(list_of_runs, first_cpu) for name, list_of_runs in runs.items()}
 
 
 def table(results):
