@@ -89,7 +89,7 @@ fn quiet_start(parameters: &BTreeMap<String, Tensor>, latent_channels: i64) {
 
 /// How many replicas a batch can be split over evenly.
 pub(crate) fn workers(asked: usize, batch: usize) -> usize {
-    (1..=asked.max(1)).rev().find(|w| batch % w == 0).unwrap_or(1)
+    (1..=asked.max(1)).rev().find(|w| batch.is_multiple_of(*w)).unwrap_or(1)
 }
 
 /// A VAE of these tensors, which it shares.
