@@ -4,7 +4,8 @@ mod common;
 
 use seedpo_align::metrics::UpdateMetrics;
 use seedpo_align::{
-    Checkpoint, Error, Finished, Observer, ObserverError, Parts, Preview, Record, RunDir, Silent, TrainConfig, Trainer,
+    Checkpoint, Error, Finished, Observer, ObserverError, Parts, Phase, Preview, Record, RunDir, Silent, TrainConfig,
+    Trainer,
 };
 use seedpo_judge::{Colourfulness, ImageBatch, Judge};
 use seedpo_model::{DiffusionModel, LoadOptions};
@@ -157,6 +158,33 @@ fn a_stopped_run_continues_bit_for_bit() {
         }
         assert!(within, "{method}: no stop fell within an iteration");
     }
+}
+
+/// A stop while previews are drawn loses neither the update before them nor, after going on, the previews.
+#[test]
+fn a_stop_during_previews_draws_them_after_going_on() {
+    struct StopInPreview<'a>(u64, &'a AtomicBool);
+    impl Observer for StopInPreview<'_> {
+        fn on_update(&mut self, metrics: &UpdateMetrics) -> Result<(), ObserverError> {
+            self.0 = metrics.step;
+            Ok(())
+        }
+        fn on_phase(&mut self, phase: Phase, _: usize, _: usize) {
+            self.1.store(self.0 == 3 && phase == Phase::Preview, Ordering::SeqCst);
+        }
+    }
+    let model = common::tiny_model();
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "d3po");
+    let stop = AtomicBool::new(false);
+    let mut first = start(&model, &config, &Colourfulness);
+    assert_eq!(first.run(&mut StopInPreview(0, &stop), &stop).unwrap(), Finished::Interrupted);
+    let (run, checkpoint) = RunDir::resolve("latest", folder.path(), "").unwrap();
+    run.rewind(Some(3)).unwrap();
+    open(&model, &config, &Colourfulness, run.clone(), checkpoint).run(&mut Silent, &STOP).unwrap();
+    let previewed = |record: &Record| if let Record::Preview(m) = record { Some(m.step) } else { None };
+    assert_eq!(run.records().unwrap().iter().filter_map(previewed).collect::<Vec<_>>(), [0, 3, 6]);
+    assert_eq!(updates(&run).len(), 6);
 }
 
 /// The number of prompts sampled at once changes no pair, and the number trained on at once no gradient (but rounding).

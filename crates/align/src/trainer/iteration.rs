@@ -226,12 +226,10 @@ impl Trainer<'_> {
         if let Record::Update(metrics) = &record {
             observer.on_update(metrics).map_err(Error::Observer)?;
         }
-        let (step, config) = (self.position.step, &self.parts.config);
-        let (preview, checkpoint) = (config.validation_steps, config.checkpointing_steps);
-        if preview > 0 && step.is_multiple_of(preview) {
+        if self.preview_due() {
             self.preview(observer, stop)?;
         }
-        if step.is_multiple_of(checkpoint) {
+        if self.position.step.is_multiple_of(self.parts.config.checkpointing_steps) {
             self.save(observer)?;
         }
         Ok(())

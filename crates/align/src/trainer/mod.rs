@@ -14,6 +14,7 @@ use crate::checkpoint::{ADAPTER_FILE, Checkpoint, Position, ROLLOUT_ADAPTER_FILE
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::method::Method;
+use crate::metrics::Record;
 use crate::objective::Objective;
 use crate::observer::Observer;
 use crate::optimizer::{AdamW, AdamWOptions, LrSchedule};
@@ -128,7 +129,7 @@ impl<'a> Trainer<'a> {
         let embeddings = Embeddings::new(model)?;
         Ok(Self {
             objective: config.objective(),
-            previewed: saved.as_ref().map(|(step, _)| *step),
+            previewed: previewed_step(&parts.run, position.step)?,
             checked_on_policy: false,
             barren: 0,
             parts,
@@ -175,7 +176,8 @@ impl<'a> Trainer<'a> {
     }
 
     fn run_loop(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Finished> {
-        if self.position.step == 0 && self.position.iteration == 0 {
+        // Before training; or what a stop during the previews of this update left out.
+        if self.preview_due() {
             self.preview(observer, stop)?;
         }
         while !self.done() {
@@ -198,6 +200,11 @@ impl<'a> Trainer<'a> {
     fn reached_max_steps(&self) -> bool {
         let max = self.parts.config.max_train_steps;
         max > 0 && self.position.step >= max
+    }
+
+    fn preview_due(&self) -> bool {
+        let every = self.parts.config.validation_steps;
+        every > 0 && self.position.step.is_multiple_of(every)
     }
 
     fn done(&self) -> bool {
@@ -239,6 +246,12 @@ impl<'a> Trainer<'a> {
         };
         Error::At { place, source: Box::new(error), hint }
     }
+}
+
+/// `step`, if its previews are in metrics.jsonl.
+fn previewed_step(run: &RunDir, step: u64) -> Result<Option<u64>> {
+    let found = run.records()?.iter().any(|record| matches!(record, Record::Preview(m) if m.step == step));
+    Ok(found.then_some(step))
 }
 
 /// Every step must be random: a step without noise has no likelihood.
