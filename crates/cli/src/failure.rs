@@ -46,7 +46,20 @@ fn block(error: &anyhow::Error) -> String {
             lines.push(text);
         }
     }
-    lines.join("\n  because: ")
+    // A context of a few words (`--judge`, `setting \`dtype\``) needs no line of its own.
+    let mut block = String::new();
+    for (index, line) in lines.iter().enumerate() {
+        let short = index > 0 && lines[index - 1].chars().count() < 32;
+        block += if index == 0 {
+            ""
+        } else if short {
+            ": "
+        } else {
+            "\n  because: "
+        };
+        block += line;
+    }
+    block
 }
 
 /// libtorch's messages end in a C++ backtrace, which helps no user.
@@ -122,7 +135,9 @@ mod tests {
         let inner = std::io::Error::other("disk on fire");
         let error =
             Err::<(), _>(inner).context("prompts.txt: disk on fire").context("reading the prompts").unwrap_err();
-        assert_eq!(block(&error), "reading the prompts\n  because: prompts.txt: disk on fire");
+        assert_eq!(block(&error), "reading the prompts: prompts.txt: disk on fire");
+        let error = error.context("a longer sentence about what was being done at the time");
+        assert!(block(&error).ends_with("at the time\n  because: reading the prompts: prompts.txt: disk on fire"));
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub fn install() {
         if REQUESTED.swap(true, Ordering::SeqCst) {
             std::process::exit(crate::failure::INTERRUPTED.into());
         }
-        eprintln!("stopping after this step; once more to stop at once");
+        eprintln!("stopping after what is under way; once more to stop at once");
     });
     if let Err(error) = caught {
         tracing::warn!("Ctrl-C will stop without saving: {error}");

@@ -45,9 +45,8 @@ impl RunObserver {
         if !self.folder.join("metrics.jsonl").exists() {
             return;
         }
-        match report::write(&self.folder, &[], &path) {
-            Ok(()) => self.context.note(&format!("report: {}", path.display())),
-            Err(error) => eprintln!("warning: no {}: {error:#}", path.display()),
+        if let Err(error) = report::write(&self.folder, &[], &path) {
+            eprintln!("warning: no {}: {error:#}", path.display());
         }
     }
 }

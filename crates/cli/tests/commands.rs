@@ -409,8 +409,7 @@ fn gradients_are_keyed_as_the_adapter_file_spells_its_keys() {
         ("next_latents_w", next(0.9)),
         ("next_latents_l", next(1.1)),
     ];
-    let settings =
-        r#"{"method": "spo", "beta": 10, "guidance_scale": 1, "steps": 20, "adapter": "old.safetensors", "clip": null}"#;
+    let settings = r#"{"method": "spo", "beta": 10, "guidance_scale": 1, "steps": 20, "adapter": "old.safetensors", "clip": null}"#;
     let out = probe(&room, "loss", settings, &inputs);
     assert!(tensors.keys().all(|key| out.contains_key(&format!("grad.{key}"))), "{:?}", out.keys());
     assert_eq!(out.len(), tensors.len() + 2);

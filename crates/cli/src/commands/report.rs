@@ -55,7 +55,10 @@ pub fn run(args: &Args, _context: &Context) -> Result<Outcome> {
 /// Errors: a folder that is no run, or without metrics; a damaged preview sheet; the file cannot be written.
 pub fn write(subject: &Path, others: &[PathBuf], path: &Path) -> Result<()> {
     let subject = Run::read(subject)?;
-    let others = others.iter().map(|folder| Run::read(folder)).collect::<Result<Vec<_>>>()?;
+    let mut others = others.iter().map(|folder| Run::read(folder)).collect::<Result<Vec<_>>>()?;
+    for (index, name) in distinct_names(&subject, &others) {
+        others[index].rename(name);
+    }
     let config = &subject.config;
     let snippet_prompt =
         subject.last.as_ref().and_then(|sheet| sheet.layout.prompts.first().cloned()).unwrap_or_default();
@@ -108,6 +111,11 @@ impl Run {
         Ok(Self { folder: folder.to_path_buf(), name, config, environment, series, first, last })
     }
 
+    fn rename(&mut self, name: String) {
+        self.series.name.clone_from(&name);
+        self.name = name;
+    }
+
     fn facts(&self) -> Vec<String> {
         let updates = self.series.points("update.loss").last().map_or(0.0, |point| point.0);
         let parts = ["seconds_rollout", "seconds_judge", "seconds_train"].map(|part| format!("update.{part}"));
@@ -136,6 +144,14 @@ impl Run {
             detail: format!("95 % interval {low:.0} to {high:.0} %, {} pictures", scores.0.len()),
         }])
     }
+}
+
+/// New names, by index, for those of `others` that are called like a run before them.
+fn distinct_names(subject: &Run, others: &[Run]) -> Vec<(usize, String)> {
+    let taken =
+        |index: usize| std::iter::once(subject).chain(&others[..index]).any(|run| run.name == others[index].name);
+    let named = |index: usize| format!("{} ({})", others[index].name, others[index].folder.display());
+    (0..others.len()).filter(|&index| taken(index)).map(|index| (index, named(index))).collect()
 }
 
 /// `SEE-SPO, γ = 1`, or `SPO, γ = 0`.
