@@ -72,7 +72,7 @@ impl AdamW {
         Ok(())
     }
 
-    /// The state as tensors: `first.<name>`, `second.<name>` (shapes of the parameters, on the CPU) and `steps` i64 [1].
+    /// The state as tensors: `first.<name>`, `second.<name>` (shapes of the parameters, on the CPU) and `steps` (i64, one number).
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let mut state = BTreeMap::from([("steps".to_string(), Tensor::from_slice(&[self.steps as i64]))]);
         for (i, (name, _)) in self.parameters.iter().enumerate() {

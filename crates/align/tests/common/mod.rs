@@ -7,7 +7,8 @@ use seedpo_tensor::Device;
 use seedpo_tensor::files::write_atomic;
 use serde_json::{Map, Value, json};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 const LENGTH: i64 = 8;
 const WIDTH: i64 = 16;
@@ -43,11 +44,15 @@ pub fn tiny_model() -> DiffusionModel {
     };
     let vae =
         VaeConfig { block_out_channels: vec![8, 16], norm_num_groups: 4, sample_size: 16, ..VaeConfig::default() };
-    // Kept, since saving the model copies its tokenizer's files; tests that write it at once write the same.
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tiny-tokenizer");
-    fs::create_dir_all(&folder).unwrap();
-    write_tokenizer(&folder);
-    let tokenizer = ClipTokenizer::from_folder(&folder).unwrap();
+    // Kept, since saving the model copies its tokenizer's files. Written once: the tests of a binary run at once.
+    static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tiny-tokenizer");
+        fs::create_dir_all(&folder).unwrap();
+        write_tokenizer(&folder);
+        folder
+    });
+    let folder = FOLDER.as_path();
+    let tokenizer = ClipTokenizer::from_folder(folder).unwrap();
     DiffusionModel::init(tokenizer, text, unet, vae, SchedulerConfig::stable_diffusion(), 1, Device::Cpu).unwrap()
 }
 
