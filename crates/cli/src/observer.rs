@@ -45,8 +45,9 @@ impl RunObserver {
         if !self.folder.join("metrics.jsonl").exists() {
             return;
         }
-        if let Err(error) = report::write(&self.folder, &[], &path) {
-            eprintln!("warning: no {}: {error:#}", path.display());
+        match report::write(&self.folder, &[], &path) {
+            Ok(()) => self.context.note(&format!("report: {}", path.display())),
+            Err(error) => eprintln!("warning: no {}: {error:#}", path.display()),
         }
     }
 }
