@@ -12,7 +12,6 @@ use seedpo_model::{DiffusionModel, LoadOptions};
 use seedpo_tensor::device::parse_device;
 use toml::Table;
 
-use crate::commands::report;
 use crate::context::{Context, parse_kind};
 use crate::failure::Outcome;
 use crate::observer::RunObserver;
@@ -127,9 +126,7 @@ fn train(
     let shown = run.path().display();
     match finished? {
         Finished::Completed => {
-            context.note(&format!("done after {step} updates"));
-            write_report(run.path(), context);
-            context.note(&format!("  adapter  {}", run.adapter().display()));
+            context.note(&format!("done after {step} updates: the adapter is {}", run.adapter().display()));
             Ok(Outcome::Done)
         }
         Finished::Interrupted if step == 0 => {
@@ -140,15 +137,6 @@ fn train(
             context.note(&format!("stopped and saved after update {step}; `seedpo train --resume {shown}` goes on"));
             Ok(Outcome::Interrupted)
         }
-    }
-}
-
-/// Writes report.html. A report that cannot be written is no reason to call a finished run a failure.
-fn write_report(run: &Path, context: &Context) {
-    let path = run.join("report.html");
-    match report::write(run, &[], &path) {
-        Ok(()) => context.note(&format!("  report   {}", path.display())),
-        Err(error) => tracing::warn!("the report could not be written: {error:#}"),
     }
 }
 
