@@ -67,7 +67,7 @@ impl<'a> DenoiserStage<'a> {
             map.iter().map(|(n, t)| (format!("{prefix}{n}"), t.shallow_clone())).collect()
         };
         let all = prefixed(TEXT, text.parameters()).into_iter().chain(prefixed(UNET, unet.parameters())).collect();
-        let state = State::new(&all, recipe.ema);
+        let state = State::new(&all, recipe.ema, recipe.workers);
         let kind = recipe.compute.kind();
         let count = workers(recipe.workers, recipe.denoiser.batch);
         let replicas = Replicas::new(STAGE, &state.layout, count, kind, |_, map| {
@@ -120,14 +120,17 @@ impl<'a> DenoiserStage<'a> {
         let shape = self.latents.size();
         let noise: Vec<Tensor> = rows.clone().map(|r| key("denoiser noise", r).normal(&shape[1..])).collect();
         // One timestep from each of `batch` equal parts of the schedule, dealt out at random: a smaller variance.
+        let late = step >= recipe.late.from;
+        let power = if late { recipe.late.timestep_power } else { 1.0 };
+        let captions = if late { recipe.late.captions } else { recipe.captions };
         let total = self.alphas_cumprod.len() as f64;
         let deal = NoiseKey::new(recipe.seed, "denoiser deal").step(step).permutation(batch);
         let timestep = |r: usize| {
-            let place = (deal[r] as f64 + key("denoiser timestep", r).uniform()) / batch as f64;
+            let place = ((deal[r] as f64 + key("denoiser timestep", r).uniform()) / batch as f64).powf(power);
             ((place * total) as i64).min(total as i64 - 1)
         };
         let timesteps: Vec<i64> = rows.clone().map(timestep).collect();
-        let caption = |r: usize| recipe.captions.draw(&self.data.emoji[order[r] as usize], key("denoiser caption", r));
+        let caption = |r: usize| captions.draw(&self.data.emoji[order[r] as usize], key("denoiser caption", r));
         let captions: Vec<String> = rows.clone().map(caption).collect();
         Ok(Part {
             clean: self.latents.index_select(0, &Tensor::from_slice(&order[rows])),

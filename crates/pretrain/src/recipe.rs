@@ -90,6 +90,17 @@ pub struct Sizes {
     pub tokens: i64,
 }
 
+/// What changes in stage 2 once the networks can denoise: the text gets the attention.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LatePhase {
+    /// The first step of the phase, from 0.
+    pub from: u64,
+    /// Timesteps are drawn as `T u^power`, u uniform in [0, 1): below 1 the noisy ones come more often.
+    pub timestep_power: f64,
+    /// What captions are drawn.
+    pub captions: CaptionMix,
+}
+
 /// Everything that decides the trained model, except the data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
@@ -111,6 +122,8 @@ pub struct Recipe {
     pub ema: f64,
     /// What captions are drawn.
     pub captions: CaptionMix,
+    /// What changes later in stage 2.
+    pub late: LatePhase,
     /// Number type of the denoiser's passes.
     pub compute: Compute,
     /// What the U-Net predicts: `epsilon` or `v_prediction`.
@@ -147,6 +160,11 @@ impl Default for Recipe {
             min_snr: 5.0,
             ema: 0.999,
             captions: CaptionMix::default(),
+            late: LatePhase {
+                from: 5000,
+                timestep_power: 0.5,
+                captions: CaptionMix { empty: 0.10, short: 0.15, keyword: 0.06, group: 0.04 },
+            },
             compute: Compute::Bf16,
             prediction: "v_prediction".into(),
             seed: 0,

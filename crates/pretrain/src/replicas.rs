@@ -160,7 +160,9 @@ fn average(parts: Vec<Result<(Tensor, Vec<f64>)>>) -> Result<(Tensor, Vec<f64>)>
     }
     // Invariant: there is always at least one replica, hence one part.
     let (gradient, report) = sum.unwrap_or_else(|| (Tensor::zeros([0], (Kind::Float, Device::Cpu)), Vec::new()));
-    Ok((gradient * scale, report.into_iter().map(|r| r * scale).collect()))
+    let mut gradient = gradient;
+    let _ = tch::no_grad(|| gradient.f_mul_scalar_(scale))?;
+    Ok((gradient, report.into_iter().map(|r| r * scale).collect()))
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ impl<'a> VaeStage<'a> {
         let fresh = AutoencoderKl::new(recipe.vae_config(1.0), Params::init(recipe.seed, Device::Cpu))?;
         quiet_start(fresh.parameters(), recipe.sizes.latent_channels);
         // The average is over 200 steps: the last steps' learning rate is small anyway.
-        let state = State::new(fresh.parameters(), recipe.ema.min(0.995));
+        let state = State::new(fresh.parameters(), recipe.ema.min(0.995), recipe.workers);
         let workers = workers(recipe.workers, recipe.vae.batch);
         let replicas = Replicas::new(STAGE, &state.layout, workers, Kind::Float, |_, map| {
             Ok(Networks { vae: build(recipe, map, 1.0)? })
