@@ -86,9 +86,8 @@ class Seedpo:
 
     def probe(self, model, what, settings=None, **tensors):
         self.count += 1
-        case, out = self.folder / f"case-{self.count}.safetensors", self.folder / f"out-{self.count}.safetensors"
-        tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        save_file(tensors, case, metadata={"what": what, "settings": json.dumps(settings or {})})
+        case, out = (self.folder / f"{role}-{self.count}.safetensors" for role in ("case", "out"))
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, case, metadata={"what": what, "settings": json.dumps(settings or {})})
         self.run("probe", "--model", model, "--case", case, "--out", out)
         with safe_open(out, "pt") as file:
             assert file.metadata()["what"] == what
@@ -105,23 +104,18 @@ def make_pipeline(folder, kind):
     odd.make_vocabulary(tokens)
     tokenizer = CLIPTokenizer.from_pretrained(str(tokens))
     text = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        projection_dim=32, hidden_act="gelu" if two else "quick_gelu", bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    ))
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, projection_dim=32,
+        hidden_act="gelu" if two else "quick_gelu", bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id))
+    down, up = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
     unet = UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64, 64), layers_per_block=2,
         norm_num_groups=16, cross_attention_dim=32, attention_head_dim=(2, 4, 4) if two else 4, use_linear_projection=two,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, latent_channels=4, sample_size=16,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    )
+        down_block_types=(down, down, "DownBlock2D"), up_block_types=("UpBlock2D", up, up))
+    vae = AutoencoderKL(block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, latent_channels=4, sample_size=16,
+                        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)
     schedule = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False)
-    scheduler = DDIMScheduler(**schedule, clip_sample=False, prediction_type="v_prediction") if two else PNDMScheduler(
-        **schedule, skip_prk_steps=True)
+    v_prediction = dict(clip_sample=False, prediction_type="v_prediction")
+    scheduler = DDIMScheduler(**schedule, **v_prediction) if two else PNDMScheduler(**schedule, skip_prk_steps=True)
     pipeline = StableDiffusionPipeline(vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
     pipeline.save_pretrained(folder / kind)
     return folder / kind
@@ -136,6 +130,11 @@ def load_pipeline(folder):
     return pipeline
 
 
+def token_ids(tokenizer, prompts):
+    length = tokenizer.model_max_length
+    return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+
+
 class Inputs:
     """Random inputs of the right sizes for a pipeline."""
 
@@ -146,11 +145,8 @@ class Inputs:
         pipeline.scheduler.set_timesteps(STEPS)
         steps = pipeline.scheduler.timesteps
         self.timestep = steps[torch.linspace(1, STEPS - 1, batch).long()].clone()
-        ids = pipeline.tokenizer(
-            ["a red fox", "", "two cats, 4k 😀"][:batch], padding="max_length", max_length=pipeline.tokenizer.model_max_length,
-            truncation=True, return_tensors="pt").input_ids
-        self.input_ids = ids
-        self.embeds = pipeline.text_encoder(ids)[0].detach()
+        self.input_ids = token_ids(pipeline.tokenizer, ["a red fox", "", "two cats, 4k 😀"][:batch])
+        self.embeds = pipeline.text_encoder(self.input_ids)[0].detach()
         self.negative = self.embeds[1:2].clone()
         self.latents = torch.randn(self.shape)
 
@@ -158,8 +154,7 @@ class Inputs:
 def check_stages(seedpo, name, folder, pipeline, x):
     """Tokenizer, text encoder, U-Net, VAE and the DDIM step."""
     strings = odd.odd_strings()
-    tok = pipeline.tokenizer
-    expected = tok(strings, padding="max_length", max_length=tok.model_max_length, truncation=True, return_tensors="pt").input_ids
+    expected = token_ids(pipeline.tokenizer, strings)
     found = seedpo.probe(folder, "tokenize", {"prompts": strings})["input_ids"]
     wrong = (found != expected).any(1).sum().item() if found.shape == expected.shape else len(strings)
     record(name, f"tokenize: rows that differ of {len(strings)}", wrong, 0)
@@ -233,8 +228,7 @@ def check_peft(seedpo, name, folder, pipeline, x, scratch):
     for rank, alpha, spelling in [(4, 8, "peft"), (3, 3, "diffusers")]:
         path = peft_adapter(pipeline, scratch / f"{name}-{spelling}", rank, alpha, spelling)
         out = seedpo.probe(folder, "unet", {"adapter": str(path)}, latents=x.latents, timestep=x.timestep, prompt_embeds=x.embeds)
-        with torch.no_grad():
-            expected = pipeline.unet(x.latents, x.timestep, x.embeds).sample
+        expected = pipeline.unet(x.latents, x.timestep, x.embeds).sample.detach()
         record(name, f"PEFT adapter ({spelling} keys): noise_pred", off(out["noise_pred"], expected), FORWARD)
         if spelling == "peft":
             check_sample(seedpo, name, folder, pipeline, x, path, "PEFT adapter: sampled latents")
@@ -253,12 +247,13 @@ def epsilon(pipeline, latents, t, embeds, negative, scale):
 
 
 def transition(pipeline, latents, eps, t):
-    """docs/methods.md section 2 with eta = 1."""
-    scheduler, column = pipeline.scheduler, lambda a: a.view(-1, 1, 1, 1)
+    """docs/methods.md section 2 with eta = 1, in float64: a margin is a small difference of log-probabilities."""
+    scheduler, column = pipeline.scheduler, lambda a: a.double().view(-1, 1, 1, 1)
     before = t - scheduler.config.num_train_timesteps // STEPS
-    alpha = scheduler.alphas_cumprod[t]
-    alpha_before = torch.where(before >= 0, scheduler.alphas_cumprod[before.clamp_min(0)], scheduler.final_alpha_cumprod)
+    alpha, before_alphas = scheduler.alphas_cumprod[t].double(), scheduler.alphas_cumprod[before.clamp_min(0)].double()
+    alpha_before = torch.where(before >= 0, before_alphas, scheduler.final_alpha_cumprod.double())
     variance = (1 - alpha_before) / (1 - alpha) * (1 - alpha / alpha_before)
+    latents, eps = latents.double(), eps.double()
     x0 = (latents - column((1 - alpha).sqrt()) * eps) / column(alpha.sqrt())
     return column(alpha_before.sqrt()) * x0 + column((1 - alpha_before - variance).clamp_min(0).sqrt()) * eps, column(variance.sqrt())
 
@@ -316,7 +311,7 @@ def check_losses(seedpo, name, folder, pipeline, x, scratch):
         def following(latents):
             with torch.no_grad():
                 mean, std = transition(pipeline, latents, reference(latents), x.timestep)
-            return mean + std * torch.randn(x.shape)
+            return (mean + std * torch.randn(x.shape)).float()
 
         first, second = x.latents, x.latents if method == "spo" else torch.randn(x.shape)
         sides = [(first, following(first)), (second, following(second))]
@@ -330,17 +325,16 @@ def check_losses(seedpo, name, folder, pipeline, x, scratch):
         tensors = {"next_latents_w": sides[0][1], "next_latents_l": sides[1][1], "timestep": x.timestep,
                    "prompt_embeds": x.embeds, "negative_prompt_embeds": x.negative}
         tensors |= {"latents": first} if method == "spo" else {"latents_w": first, "latents_l": second}
-        extra = {"method": method, "adapter": str(policy_path)} | ({"reference_adapter": str(reference_path)} if with_reference else {})
-        out = seedpo.probe(folder, "loss", settings | extra, **tensors)
+        settings |= {"method": method, "adapter": str(policy_path)}
+        settings |= {"reference_adapter": str(reference_path)} if with_reference else {}
+        out = seedpo.probe(folder, "loss", settings, **tensors)
         label = f"{method} γ={settings['gamma']:g} {settings['form'].split('-')[0]} clip={settings['clip']} w={settings['guidance_scale']:g}"
         record(name, f"loss: {label}", off(out["loss"], loss.detach().view(1)), GRADIENT)
         record(name, f"margin: {label}", off(out["margin"], margin.detach()), GRADIENT)
         gradients = {k: v for k, v in out.items() if k.startswith("grad.")}
-        if gradients.keys() != expected.keys():
-            record(name, f"gradients: {label}", None, GRADIENT, f"{len(gradients)} keys instead of {len(expected)}")
-            continue
-        worst = max(off(gradients[k], expected[k]) for k in expected)
-        record(name, f"gradients: {label}", worst, GRADIENT)
+        same = gradients.keys() == expected.keys()
+        worst = max(off(gradients[k], expected[k]) for k in expected) if same else None
+        record(name, f"gradients: {label}", worst, GRADIENT, "" if same else f"{len(gradients)} keys, not {len(expected)}")
     unet.delete_adapters("default")
 
 
@@ -373,8 +367,7 @@ def main():
     options.add_argument("--model", type=Path, default=ROOT / "assets/emoji-sd", help="a third folder, skipped if missing")
     options.add_argument("--only", nargs="*", default=["stages", "sample", "peft", "losses", "ours"], help="groups of checks")
     chosen = options.parse_args()
-    if not chosen.seedpo.is_file():
-        sys.exit(f"interop: {chosen.seedpo} is missing; `make build` makes it.")
+    chosen.seedpo.is_file() or sys.exit(f"interop: {chosen.seedpo} is missing; `make build` makes it.")
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     logging.disable(logging.WARNING)
     disable_progress_bar()
@@ -383,10 +376,9 @@ def main():
         scratch = Path(tmp)
         seedpo = Seedpo(chosen.seedpo, scratch)
         folders = {kind: make_pipeline(scratch, kind) for kind in ("sd1", "sd2")}
-        if (chosen.model / "model_index.json").is_file():
-            folders[chosen.model.name[:8]] = chosen.model
-        else:
-            print(f"(no model in {chosen.model}: only random-weight pipelines are checked)")
+        third = (chosen.model / "model_index.json").is_file()
+        folders |= {chosen.model.name[:8]: chosen.model} if third else {}
+        third or print(f"(no model in {chosen.model}: only random-weight pipelines are checked)")
         for name, folder in folders.items():
             pipeline = load_pipeline(folder)
             with torch.no_grad():
