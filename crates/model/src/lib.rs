@@ -17,7 +17,7 @@ pub use adapter::{Adapter, Delta};
 pub use config::{SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
 pub use error::{Error, Result};
 pub use layers::{Activation, with_plain_attention};
-pub use model::{DiffusionModel, LoadOptions};
+pub use model::{DiffusionModel, LoadOptions, model_index};
 pub use policy::{Conditioning, Policy};
 pub use schedule::NoiseSchedule;
 pub use text::{ClipTextModel, TextOutput};

@@ -313,7 +313,8 @@ fn copy_tokenizer(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn model_index() -> Value {
+/// `model_index.json` of the folders written here: a `StableDiffusionPipeline` without safety checker.
+pub fn model_index() -> Value {
     json!({
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": "0.38.0",

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use seedpo_model::model_index;
 use seedpo_tensor::{write_atomic, write_weights};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use crate::Result;
@@ -62,22 +63,6 @@ impl Trained<'_> {
             seconds: self.seconds,
         }
     }
-}
-
-fn model_index() -> Value {
-    json!({
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": "0.38.0",
-        "feature_extractor": [null, null],
-        "image_encoder": [null, null],
-        "requires_safety_checker": false,
-        "safety_checker": [null, null],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    })
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
