@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest, Sha256};
 
@@ -47,9 +48,13 @@ pub fn sync_folder(folder: &Path) {
     }
 }
 
+static CALLS: AtomicU64 = AtomicU64::new(0);
+
 fn temporary_name(path: &Path) -> PathBuf {
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
+    // Unique per call: two threads may replace the same file at once, and the later rename wins.
+    let call = CALLS.fetch_add(1, Ordering::Relaxed);
+    path.with_file_name(format!(".{name}.{}-{call}.tmp", std::process::id()))
 }
 
 /// The SHA-256 of a file's bytes, in lower-case hexadecimal.
@@ -86,6 +91,21 @@ mod tests {
         let full = || std::io::Error::from_raw_os_error(libc::ENOSPC);
         assert!(matches!(write_atomic_with(&target, |_| Err(full())), Err(Error::NoSpace { .. })));
         assert_eq!(fs::read(&target).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn two_threads_may_replace_one_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("file.txt");
+        let write = |byte: u8| write_atomic(&target, &[byte; 4096]).unwrap();
+        std::thread::scope(|scope| {
+            for byte in 0..8 {
+                scope.spawn(move || (0..20).for_each(|_| write(byte)));
+            }
+        });
+        let bytes = fs::read(&target).unwrap();
+        assert!(bytes.len() == 4096 && bytes.iter().all(|b| *b == bytes[0]));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 

@@ -111,7 +111,6 @@ const SAMPLER_OPTIONS: &[&str] = &[
     "solver_order",
     "solver_p",
     "solver_type",
-    "thresholding",
     "time_shift_type",
     "timestep_type",
     "use_beta_sigmas",
@@ -163,6 +162,7 @@ impl SchedulerConfig {
             clip_sample: r.take("clip_sample", flag, d.clip_sample)?,
             rescale_betas_zero_snr: r.take("rescale_betas_zero_snr", flag, d.rescale_betas_zero_snr)?,
         };
+        r.only(&[("thresholding", json!(false))])?;
         r.ignore(SAMPLER_OPTIONS);
         r.finish()?;
         config.validate_at(path)?;
