@@ -164,6 +164,22 @@ fn sigterm_saves_and_exits_130_and_the_run_goes_on() {
 }
 
 #[test]
+fn a_kill_between_the_last_checkpoint_and_the_adapter_at_the_top_is_made_good() {
+    let room = room(D3PO);
+    assert!(finish(&room, start(&room, "run")).success());
+    let run = room.path("runs/run");
+    let last = adapter(&run);
+    fs::copy(
+        run.join("checkpoint-8").join("pytorch_lora_weights.safetensors"),
+        run.join("pytorch_lora_weights.safetensors"),
+    )
+    .unwrap();
+    assert!(adapter(&run) != last);
+    assert!(finish(&room, start(&room, "run")).success());
+    assert!(adapter(&run) == last);
+}
+
+#[test]
 fn a_longer_run_equals_one_that_was_long_from_the_start() {
     let room = room(D3PO);
     assert!(finish(&room, start(&room, "whole")).success());

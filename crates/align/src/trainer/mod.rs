@@ -176,6 +176,10 @@ impl<'a> Trainer<'a> {
     }
 
     fn run_loop(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Finished> {
+        // A kill between a checkpoint and the adapter at the top of the run folder leaves the latter an update behind.
+        if self.saved.is_some() {
+            self.adapter.save(&self.parts.run.adapter())?;
+        }
         // Before training; or what a stop during the previews of this update left out.
         if self.preview_due() {
             self.preview(observer, stop)?;
