@@ -12,10 +12,10 @@ if [ -e "$out" ]; then
   echo "demo: the earlier demo is now in $earlier"
 fi
 
-echo "demo: 1 of 2, SPO as published (gamma 0)"
+echo "demo: 1 of 2, SPO (gamma 0)"
 "$seedpo" train --preset spo-emoji --output_dir "$out" --name spo "$@"
 echo
-echo "demo: 2 of 2, the same with the self-entropy term (SEE-SPO, gamma 1)"
+echo "demo: 2 of 2, the same with the self-entropy term (SEE-SPO, gamma 2)"
 "$seedpo" train --preset see-spo-emoji --output_dir "$out" --name see-spo "$@"
 echo
 "$seedpo" report "$out/see-spo" --compare "$out/spo" --out "$out/report.html" >/dev/null

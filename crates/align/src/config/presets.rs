@@ -51,13 +51,14 @@ validation_steps = 500
 
 const SEE: &str = "entropy = { gamma = 1.0 }\n";
 
-/// Small and quick: for the built-in 64x64 model on two CPU cores.
+/// Small and quick: for the built-in 64x64 model on two CPU cores, about three minutes a run.
 const EMOJI: &str = r#"
 model = "assets/emoji-sd"
-prompts = ["cat face", "dog face", "red apple", "sun", "house", "heart", "fish", "flower", "car", "tree", "moon", "bird"]
+prompts = ["cat face", "red apple", "house", "fish", "tree", "car", "bird", "moon", "dog face", "heart", "flower", "sun"]
 judge = "colourfulness"
 heldout_judge = "jpeg-compressibility"
-learning_rate = 3e-4
+steps = 10
+learning_rate = 3e-3
 prompts_per_iteration = 12
 rollout_batch_size = 12
 max_train_steps = 120
@@ -65,20 +66,26 @@ checkpointing_steps = 20
 validation_steps = 20
 "#;
 
+/// β is ten times the published one: with it the loss, and not the clip alone, keeps the policy near its reference, and
+/// γ shows (measured on the built-in model: at β = 10 the clip ends the climb, at 100 it cuts 2 % of the ratios).
 const EMOJI_SPO: &str = r#"
 method = "spo"
-beta = 10.0
+beta = 100.0
 candidates = 4
-divert_start_step = 4
+divert_start_step = 2
 threshold = 0.3
-train_batch_size = 32
+train_batch_size = 24
 "#;
 
 const EMOJI_D3PO: &str = r#"
 method = "d3po"
-beta = 0.1
+beta = 1.0
+learning_rate = 1e-3
 train_batch_size = 4
+train_micro_batch_size = 16
 "#;
+
+const SEE_EMOJI: &str = "entropy = { gamma = 2.0 }\n";
 
 /// Every preset.
 pub const PRESETS: &[Preset] = &[
@@ -87,9 +94,9 @@ pub const PRESETS: &[Preset] = &[
     Preset { name: "spo-sd15", source: "docs/methods.md section 4.3", layers: &[SPO_SD15] },
     Preset { name: "see-spo-sd15", source: "docs/methods.md sections 3 and 4.3", layers: &[SPO_SD15, SEE] },
     Preset { name: "spo-emoji", source: "tuned on the built-in model", layers: &[EMOJI, EMOJI_SPO] },
-    Preset { name: "see-spo-emoji", source: "tuned on the built-in model", layers: &[EMOJI, EMOJI_SPO, SEE] },
+    Preset { name: "see-spo-emoji", source: "tuned on the built-in model", layers: &[EMOJI, EMOJI_SPO, SEE_EMOJI] },
     Preset { name: "d3po-emoji", source: "tuned on the built-in model", layers: &[EMOJI, EMOJI_D3PO] },
-    Preset { name: "see-d3po-emoji", source: "tuned on the built-in model", layers: &[EMOJI, EMOJI_D3PO, SEE] },
+    Preset { name: "see-d3po-emoji", source: "tuned on the built-in model", layers: &[EMOJI, EMOJI_D3PO, SEE_EMOJI] },
 ];
 
 impl Preset {
