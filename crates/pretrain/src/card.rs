@@ -25,7 +25,7 @@ pub fn model_card(recipe: &Recipe, facts: CardFacts) -> String {
     let compute = if recipe.compute == Compute::Bf16 { "bf16 passes, f32 weights" } else { "f32" };
     let time = seconds.map_or(String::new(), |s| format!(", {:.0} minutes of training in all", s / 60.0));
     format!(
-        "---\nlicense: other\nlicense_name: apache-2.0-images-mit-data\nlibrary_name: diffusers\n\
+        "---\nlicense: apache-2.0\nlibrary_name: diffusers\n\
          pipeline_tag: text-to-image\ntags: [stable-diffusion, emoji, tiny]\n---\n\n\
          # emoji-sd\n\n\
          A small Stable-Diffusion-shaped text-to-image model of emoji, {image} x {image} pixels, {millions:.1} million \
