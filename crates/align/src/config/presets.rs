@@ -58,10 +58,10 @@ prompts = ["cat face", "red apple", "house", "fish", "tree", "car", "bird", "moo
 judge = "colourfulness"
 heldout_judge = "jpeg-compressibility"
 steps = 10
-learning_rate = 4e-3
+learning_rate = 3e-3
 prompts_per_iteration = 12
 rollout_batch_size = 12
-max_train_steps = 80
+max_train_steps = 120
 checkpointing_steps = 20
 validation_steps = 20
 "#;
