@@ -21,7 +21,7 @@ pub struct TrajectoryPair {
 ///
 /// `keys` has one key per row; side s draws step i's noise from `keys[row].candidate(s)` at step i + 1
 /// ([`step_noise`]). The first step's noise prediction is computed once, since both sides share x_T, timestep and
-/// prompt; afterwards both sides run in one pass of 2B rows. Errors: as [`crate::sample`].
+/// prompt; afterwards both sides run in one pass of 2B rows. Errors: as [`crate::sample()`].
 pub fn sample_pair(
     predictor: &dyn NoisePredictor,
     x_t: &Tensor,
