@@ -15,7 +15,7 @@ fi
 echo "demo: 1 of 2, SPO (gamma 0)"
 "$seedpo" train --preset spo-emoji --output_dir "$out" --name spo "$@"
 echo
-echo "demo: 2 of 2, the same with the self-entropy term (SEE-SPO, gamma 2)"
+echo "demo: 2 of 2, the same with the self-entropy term (SEE-SPO, gamma 0.5)"
 "$seedpo" train --preset see-spo-emoji --output_dir "$out" --name see-spo "$@"
 echo
 "$seedpo" report "$out/see-spo" --compare "$out/spo" --out "$out/report.html" >/dev/null

@@ -54,14 +54,14 @@ const SEE: &str = "entropy = { gamma = 1.0 }\n";
 /// Small and quick: for the built-in 64x64 model on two CPU cores, about three minutes a run.
 const EMOJI: &str = r#"
 model = "assets/emoji-sd"
-prompts = ["cat face", "red apple", "house", "fish", "tree", "car", "bird", "moon", "dog face", "heart", "flower", "sun"]
+prompts = ["cat face", "red apple", "heart", "fish", "tree", "car", "bird", "moon", "dog face", "house", "flower", "sun"]
 judge = "colourfulness"
 heldout_judge = "jpeg-compressibility"
 steps = 10
 learning_rate = 3e-3
 prompts_per_iteration = 12
 rollout_batch_size = 12
-max_train_steps = 120
+max_train_steps = 100
 checkpointing_steps = 20
 validation_steps = 20
 "#;
@@ -85,7 +85,8 @@ train_batch_size = 4
 train_micro_batch_size = 16
 "#;
 
-const SEE_EMOJI: &str = "entropy = { gamma = 2.0 }\n";
+/// At γ = 2 the reward rises faster still, but after 120 updates the cats have lost their faces.
+const SEE_EMOJI: &str = "entropy = { gamma = 0.5 }\n";
 
 /// Every preset.
 pub const PRESETS: &[Preset] = &[
