@@ -153,7 +153,7 @@ impl Default for Recipe {
                 tokens: 24,
             },
             vae: StageSettings { steps: 5000, batch: 8, lr: 1.5e-3, warmup: 100 },
-            denoiser: StageSettings { steps: 17_000, batch: 32, lr: 1.0e-3, warmup: 200 },
+            denoiser: StageSettings { steps: 19_500, batch: 32, lr: 1.0e-3, warmup: 200 },
             kl_weight: 1e-4,
             edge_weight: 0.5,
             chroma_weight: 1.0,
