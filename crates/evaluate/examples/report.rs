@@ -1,6 +1,6 @@
 //! Draws a report and an event file from made-up curves and images: to look at the layout, not at results.
 //!
-//!     cargo run -p seedpo-evaluate --example report -- /tmp/example
+//!     cargo run -p seedpo-evaluate --example report -- target/example-report
 
 use seedpo_evaluate::report::{
     GridImage, GridRow, Headline, ImageGrid, JudgeLabel, ReportData, RunSeries, SettingsGroup, diffusers_snippet,
