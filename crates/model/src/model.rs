@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::config::{Reader, SchedulerConfig, TextConfig, UNetConfig, VaeConfig, wrong};
+use crate::policy::PromptEmbeds;
 use crate::schedule::NoiseSchedule;
 use crate::text::ClipTextModel;
 use crate::tokenizer::ClipTokenizer;
@@ -157,7 +158,7 @@ impl DiffusionModel {
     /// No gradient is recorded.
     ///
     /// Errors: [`Error::Argument`] for no prompts; what the tokenizer refuses.
-    pub fn encode_prompts(&self, prompts: &[impl AsRef<str>]) -> Result<Tensor> {
+    pub fn encode_prompts(&self, prompts: &[impl AsRef<str>]) -> Result<PromptEmbeds> {
         if prompts.is_empty() {
             return Err(Error::Argument {
                 what: "prompts".into(),
@@ -167,7 +168,14 @@ impl DiffusionModel {
         }
         let input_ids = self.tokenizer.encode(prompts)?;
         let output = tch::no_grad(|| self.text_encoder.forward(&input_ids))?;
-        Ok(output.prompt_embeds.to_kind(Kind::Float))
+        Ok(PromptEmbeds { prompt_embeds: output.prompt_embeds.to_kind(Kind::Float), pooled: None })
+    }
+
+    /// What guidance points away from: the embeddings of one negative prompt, or of the empty prompt.
+    ///
+    /// Errors: as [`Self::encode_prompts`].
+    pub fn encode_negative_prompt(&self, prompt: &str) -> Result<PromptEmbeds> {
+        self.encode_prompts(&[prompt])
     }
 
     /// Where the U-Net is.

@@ -1,9 +1,10 @@
 //! Policies: a borrowed base with an adapter, and the one thing asked of them, the noise prediction.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::adapter::Adapter;
 use crate::model::DiffusionModel;
+use crate::unet::AddedConditioning;
 use crate::{Error, Result};
 
 /// A policy or reference policy: the shared, frozen base and what is added to it. Copying it copies two pointers.
@@ -15,6 +16,35 @@ pub struct Policy<'a> {
     pub adapter: Option<&'a Adapter>,
 }
 
+/// What the text encoders make of prompts.
+#[derive(Debug, PartialEq)]
+pub struct PromptEmbeds {
+    /// f32 `[B, L, D]`.
+    pub prompt_embeds: Tensor,
+    /// The pooled embedding that SDXL's U-Net reads too, f32 `[B, P]`; `None` for every other model.
+    pub pooled: Option<Tensor>,
+}
+
+impl PromptEmbeds {
+    /// The rows of all `parts`, one after another. Errors: [`Error::Torch`] for no parts, or widths that differ.
+    pub fn cat(parts: &[&Self]) -> Result<Self> {
+        let embeds: Vec<&Tensor> = parts.iter().map(|part| &part.prompt_embeds).collect();
+        let pooled: Option<Vec<&Tensor>> = parts.iter().map(|part| part.pooled.as_ref()).collect();
+        Ok(Self {
+            prompt_embeds: Tensor::f_cat(&embeds, 0)?,
+            pooled: pooled.map(|pooled| Tensor::f_cat(&pooled, 0)).transpose()?,
+        })
+    }
+
+    /// The same on `device`.
+    pub fn to_device(&self, device: Device) -> Self {
+        Self {
+            prompt_embeds: self.prompt_embeds.to_device(device),
+            pooled: self.pooled.as_ref().map(|pooled| pooled.to_device(device)),
+        }
+    }
+}
+
 /// What a noise prediction is conditioned on.
 #[derive(Debug)]
 pub struct Conditioning {
@@ -22,9 +52,57 @@ pub struct Conditioning {
     pub prompt_embeds: Tensor,
     /// The empty (or negative) prompt's embedding ∅, f32 `[1, L, D]`; `[B, L, D]` for one per latent.
     pub negative_prompt_embeds: Tensor,
+    /// What SDXL's U-Net reads besides; `None` for every other.
+    pub added: Option<AddedPair>,
+}
+
+/// SDXL's added conditioning of both branches of guidance.
+#[derive(Debug)]
+pub struct AddedPair {
+    /// The prompts': one row per latent.
+    pub prompt: AddedConditioning,
+    /// The empty (or negative) prompt's: one row for all, or one per latent.
+    pub negative: AddedConditioning,
+}
+
+impl AddedPair {
+    fn rows(&self, index: &Tensor) -> Result<Self> {
+        Ok(Self {
+            prompt: self.prompt.map(|x| Ok(x.f_index_select(0, index)?))?,
+            negative: self.negative.map(|x| shared_or_selected(x, index))?,
+        })
+    }
+
+    /// Both branches' as one batch of 2B rows, negative ones first.
+    fn guided(&self) -> Result<AddedConditioning> {
+        let both = |what: &str, prompt: &Tensor, negative: &Tensor| {
+            let negative = expanded(what, prompt, negative)?;
+            Ok::<_, Error>(Tensor::f_cat(&[&negative, prompt], 0)?)
+        };
+        let (prompt, negative) = (&self.prompt, &self.negative);
+        Ok(AddedConditioning {
+            pooled: both("negative pooled", &prompt.pooled, &negative.pooled)?,
+            time_ids: both("negative time_ids", &prompt.time_ids, &negative.time_ids)?,
+        })
+    }
 }
 
 impl Conditioning {
+    /// Conditioning for pictures of `size` (height, width; pixels). SDXL's time ids say that the picture was neither
+    /// scaled nor cropped, as `StableDiffusionXLPipeline` does where nothing else is asked for.
+    pub fn new(prompts: &PromptEmbeds, negative: &PromptEmbeds, size: (i64, i64)) -> Self {
+        let added = prompts.pooled.as_ref().zip(negative.pooled.as_ref());
+        let added = added.map(|(prompt, negative)| AddedPair {
+            prompt: AddedConditioning::uncropped(prompt, size),
+            negative: AddedConditioning::uncropped(negative, size),
+        });
+        Self {
+            prompt_embeds: prompts.prompt_embeds.shallow_clone(),
+            negative_prompt_embeds: negative.prompt_embeds.shallow_clone(),
+            added,
+        }
+    }
+
     /// How many prompts there are.
     pub fn batch(&self) -> i64 {
         self.prompt_embeds.size().first().copied().unwrap_or(0)
@@ -34,12 +112,11 @@ impl Conditioning {
     /// prompt). Errors: [`Error::Torch`] for an index outside `0..batch`.
     pub fn rows(&self, indices: &[i64]) -> Result<Self> {
         let index = Tensor::from_slice(indices).to_device(self.prompt_embeds.device());
-        let negative = &self.negative_prompt_embeds;
-        let negative = match negative.size().first() {
-            Some(1) => negative.shallow_clone(),
-            _ => negative.f_index_select(0, &index)?,
-        };
-        Ok(Self { prompt_embeds: self.prompt_embeds.f_index_select(0, &index)?, negative_prompt_embeds: negative })
+        Ok(Self {
+            prompt_embeds: self.prompt_embeds.f_index_select(0, &index)?,
+            negative_prompt_embeds: shared_or_selected(&self.negative_prompt_embeds, &index)?,
+            added: self.added.as_ref().map(|added| added.rows(&index)).transpose()?,
+        })
     }
 }
 
@@ -67,12 +144,16 @@ impl<'a> Policy<'a> {
         let unet = &self.base.unet;
         let timesteps = one_per_row(timesteps, latents)?;
         let output = if guidance_scale == 1.0 {
-            unet.forward(latents, &timesteps, &conditioning.prompt_embeds, self.adapter)?.to_kind(Kind::Float)
+            let added = conditioning.added.as_ref().map(|added| &added.prompt);
+            unet.forward(latents, &timesteps, &conditioning.prompt_embeds, added, self.adapter)?.to_kind(Kind::Float)
         } else {
             let doubled = |x: &Tensor| Tensor::f_cat(&[x, x], 0);
-            let embeds = [negative_rows(conditioning)?, conditioning.prompt_embeds.shallow_clone()];
-            let output =
-                unet.forward(&doubled(latents)?, &doubled(&timesteps)?, &Tensor::f_cat(&embeds, 0)?, self.adapter)?;
+            let (positive, negative) = (&conditioning.prompt_embeds, &conditioning.negative_prompt_embeds);
+            let negative = expanded("negative_prompt_embeds", positive, negative)?;
+            let embeds = Tensor::f_cat(&[&negative, positive], 0)?;
+            let added = conditioning.added.as_ref().map(AddedPair::guided).transpose()?;
+            let (latents, timesteps) = (doubled(latents)?, doubled(&timesteps)?);
+            let output = unet.forward(&latents, &timesteps, &embeds, added.as_ref(), self.adapter)?;
             let halves = output.to_kind(Kind::Float).f_chunk(2, 0)?;
             &halves[0] + (&halves[1] - &halves[0]) * guidance_scale
         };
@@ -95,16 +176,24 @@ fn one_per_row(timesteps: &Tensor, latents: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// The negative embeddings as `[B, L, D]`.
-fn negative_rows(conditioning: &Conditioning) -> Result<Tensor> {
-    let (positive, negative) = (&conditioning.prompt_embeds, &conditioning.negative_prompt_embeds);
-    let (want, found) = (positive.size(), negative.size());
-    if found.len() != 3 || want.len() != 3 || found[1..] != want[1..] || (found[0] != 1 && found[0] != want[0]) {
+/// `negative` as it is where one row serves all, else its rows at `index`.
+fn shared_or_selected(negative: &Tensor, index: &Tensor) -> Result<Tensor> {
+    Ok(match negative.size().first() {
+        Some(1) => negative.shallow_clone(),
+        _ => negative.f_index_select(0, index)?,
+    })
+}
+
+/// The negative branch's tensor in the shape, kind and place of the prompt's. Errors: [`Error::Argument`] naming `what`.
+fn expanded(what: &str, prompt: &Tensor, negative: &Tensor) -> Result<Tensor> {
+    let (want, found) = (prompt.size(), negative.size());
+    let fits = found.len() == want.len() && found.len() >= 2 && found[1..] == want[1..];
+    if !fits || (found[0] != 1 && found[0] != want[0]) {
         return Err(Error::Argument {
-            what: "negative_prompt_embeds".into(),
-            expected: format!("shape [1, L, D] matching prompt_embeds {want:?}"),
+            what: what.into(),
+            expected: format!("one row, or as many as the prompts' {want:?}"),
             found: format!("shape {found:?}"),
         });
     }
-    Ok(negative.to_kind(positive.kind()).to_device(positive.device()).f_expand(want.as_slice(), false)?)
+    Ok(negative.to_kind(prompt.kind()).to_device(prompt.device()).f_expand(want.as_slice(), false)?)
 }

@@ -30,7 +30,7 @@ fn expected() -> BTreeMap<String, Tensor> {
 }
 
 fn forward(unet: &UNet2DConditionModel, e: &BTreeMap<String, Tensor>, adapter: Option<&Adapter>) -> Tensor {
-    unet.forward(&e["latents"], &e["timestep"], &e["prompt_embeds"], adapter).unwrap()
+    unet.forward(&e["latents"], &e["timestep"], &e["prompt_embeds"], None, adapter).unwrap()
 }
 
 /// The largest difference relative to the largest value.

@@ -48,6 +48,7 @@ fn conditioning(e: &BTreeMap<String, Tensor>) -> Conditioning {
     Conditioning {
         prompt_embeds: e["prompt_embeds"].shallow_clone(),
         negative_prompt_embeds: e["negative_prompt_embeds"].shallow_clone(),
+        added: None,
     }
 }
 
@@ -111,7 +112,7 @@ fn inputs_that_do_not_fit_are_refused_by_name() {
     let (latents, t) = (&e["latents"], &e["timestep"]);
     let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
     let check = |latents: &Tensor, t: &Tensor, positive: &[i64], negative: &[i64], parts: &[&str]| {
-        let c = Conditioning { prompt_embeds: zeros(positive), negative_prompt_embeds: zeros(negative) };
+        let c = Conditioning { prompt_embeds: zeros(positive), negative_prompt_embeds: zeros(negative), added: None };
         let message = policy.predict_noise(latents, t, &c, 5.0).unwrap_err().to_string();
         assert!(parts.iter().all(|part| message.contains(part)), "{message}");
     };

@@ -159,7 +159,7 @@ fn loss(networks: &Networks, part: &Part, alphas: &[f64], recipe: &Recipe) -> Re
         factor.min(recipe.min_snr) / factor
     });
     let prompt_embeds = networks.text.forward(&part.input_ids)?.prompt_embeds;
-    let prediction = networks.unet.forward(&noisy, &part.timesteps, &prompt_embeds, None)?;
+    let prediction = networks.unet.forward(&noisy, &part.timesteps, &prompt_embeds, None, None)?;
     let square = (prediction.to_kind(Kind::Float) - target).square();
     let plain = square.mean(Kind::Float);
     let loss = (square * weight).mean(Kind::Float);

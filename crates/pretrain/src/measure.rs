@@ -39,13 +39,12 @@ pub fn sample_prompts(
     let config = model.unet.config();
     let size = config.sample_size.unwrap_or(8);
     let ddim = Ddim::new(&model.schedule, settings.steps, 0.0)?;
-    let negative_prompt_embeds = model.encode_prompts(&[""])?;
+    let negative = model.encode_negative_prompt("")?;
+    let side = size * model.vae.config().scale_factor();
     let mut parts = Vec::new();
     for (part, chunk) in prompts.chunks(ROWS).enumerate() {
         let chunk: Vec<&str> = chunk.iter().map(String::as_str).collect();
-        let prompt_embeds = model.encode_prompts(&chunk)?;
-        let conditioning =
-            Conditioning { prompt_embeds, negative_prompt_embeds: negative_prompt_embeds.shallow_clone() };
+        let conditioning = Conditioning::new(&model.encode_prompts(&chunk)?, &negative, (side, side));
         let policy = Policy { base: model, adapter: None };
         let predictor = GuidedPolicy::new(policy, &conditioning, settings.guidance_scale);
         let key = |i: usize| NoiseKey::new(settings.seed, "pretrain sample").prompt((part * ROWS + i) as u64);

@@ -81,6 +81,11 @@ impl Params {
         ParamPath { params: self, prefix: String::new() }
     }
 
+    /// Where the tensors are put.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     /// The names and shapes asked for so far.
     pub fn asked_shapes(&self) -> BTreeMap<String, Vec<i64>> {
         self.state.borrow().shapes.clone()

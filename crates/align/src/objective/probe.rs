@@ -150,7 +150,7 @@ impl Inputs {
             prompts: (0..rows as usize).collect(),
             decided: vec![true; rows as usize],
         };
-        Ok(Self { conditioning: Conditioning { prompt_embeds, negative_prompt_embeds }, batch })
+        Ok(Self { conditioning: Conditioning { prompt_embeds, negative_prompt_embeds, added: None }, batch })
     }
 }
 

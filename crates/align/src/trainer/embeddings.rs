@@ -1,9 +1,8 @@
 //! Prompt embeddings, computed once per prompt.
 
 use crate::error::Result;
-use seedpo_model::{Conditioning, DiffusionModel};
+use seedpo_model::{Conditioning, DiffusionModel, PromptEmbeds};
 use std::collections::HashMap;
-use tch::Tensor;
 
 /// Above this many prompts the cache is emptied before it grows on (512 take 120 MB at Stable Diffusion's size).
 const CACHE_LIMIT: usize = 512;
@@ -11,14 +10,17 @@ const CACHE_LIMIT: usize = 512;
 /// A cache of prompt embeddings, and the empty prompt's.
 #[derive(Debug)]
 pub struct Embeddings {
-    negative: Tensor,
-    cached: HashMap<String, Tensor>,
+    negative: PromptEmbeds,
+    cached: HashMap<String, PromptEmbeds>,
+    /// Height and width of the pictures in pixels.
+    size: (i64, i64),
 }
 
 impl Embeddings {
-    /// Encodes the empty prompt.
-    pub fn new(model: &DiffusionModel) -> Result<Self> {
-        Ok(Self { negative: model.encode_prompts(&[""])?.to_device(model.device()), cached: HashMap::new() })
+    /// Encodes the empty prompt. `size`: height and width of the pictures in pixels.
+    pub fn new(model: &DiffusionModel, size: (i64, i64)) -> Result<Self> {
+        let negative = model.encode_negative_prompt("")?.to_device(model.device());
+        Ok(Self { negative, cached: HashMap::new(), size })
     }
 
     /// The conditioning of these prompts, one row each.
@@ -33,10 +35,7 @@ impl Embeddings {
                 self.cached.insert((*prompt).to_string(), encoded);
             }
         }
-        let rows: Vec<&Tensor> = prompts.iter().filter_map(|prompt| self.cached.get(*prompt)).collect();
-        Ok(Conditioning {
-            prompt_embeds: Tensor::f_cat(&rows, 0)?,
-            negative_prompt_embeds: self.negative.shallow_clone(),
-        })
+        let rows: Vec<&PromptEmbeds> = prompts.iter().filter_map(|prompt| self.cached.get(*prompt)).collect();
+        Ok(Conditioning::new(&PromptEmbeds::cat(&rows)?, &self.negative, self.size))
     }
 }

@@ -126,7 +126,8 @@ impl<'a> Trainer<'a> {
             position = checkpoint.position;
             saved = Some((position.step, checkpoint.folder));
         }
-        let embeddings = Embeddings::new(model)?;
+        let scale = model.vae.config().scale_factor();
+        let embeddings = Embeddings::new(model, (latent_shape[1] * scale, latent_shape[2] * scale))?;
         Ok(Self {
             objective: config.objective(),
             previewed: previewed_step(&parts.run, position.step)?,

@@ -53,8 +53,11 @@ pub fn batch(method: &str) -> (PairBatch, Conditioning) {
     let timesteps = Vec::<i64>::try_from(at("timestep")).unwrap();
     let rows = timesteps.len();
     let batch = PairBatch { latents, timesteps, prompts: (0..rows).collect(), decided: vec![true; rows] };
-    let conditioning =
-        Conditioning { prompt_embeds: at("prompt_embeds"), negative_prompt_embeds: at("negative_prompt_embeds") };
+    let conditioning = Conditioning {
+        prompt_embeds: at("prompt_embeds"),
+        negative_prompt_embeds: at("negative_prompt_embeds"),
+        added: None,
+    };
     (batch, conditioning)
 }
 

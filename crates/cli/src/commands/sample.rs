@@ -226,10 +226,10 @@ impl Painter<'_> {
     /// Draws one batch: `u8` `[B, H, W, 3]`.
     fn paint(&self, jobs: &[Job], progress: &mut Progress) -> Result<Tensor> {
         let prompts: Vec<&str> = jobs.iter().map(|job| self.prompts[job.prompt].as_str()).collect();
-        let conditioning = Conditioning {
-            prompt_embeds: self.model.encode_prompts(&prompts)?,
-            negative_prompt_embeds: self.model.encode_prompts(&[self.args.negative_prompt.as_str()])?,
-        };
+        let negative = self.model.encode_negative_prompt(&self.args.negative_prompt)?;
+        let scale = self.model.vae.config().scale_factor();
+        let size = (self.shape[1] * scale, self.shape[2] * scale);
+        let conditioning = Conditioning::new(&self.model.encode_prompts(&prompts)?, &negative, size);
         let policy = Policy { base: self.model, adapter: self.adapter };
         let predictor = GuidedPolicy::new(policy, &conditioning, self.args.guidance_scale);
         let keys: Vec<NoiseKey> =

@@ -43,7 +43,7 @@ fn probe_unet_with_and_without_adapter() {
     let inputs = [("latents", latents(2)), ("timestep", t.shallow_clone()), ("prompt_embeds", embeds(2))];
     let base = &probe(&room, "unet", "{}", &inputs)["noise_pred"];
     let with = &probe(&room, "unet", r#"{"adapter": "lora.safetensors"}"#, &inputs)["noise_pred"];
-    let expected = |adapter| model.unet.forward(&latents(2), &t, &embeds(2), adapter).unwrap();
+    let expected = |adapter| model.unet.forward(&latents(2), &t, &embeds(2), None, adapter).unwrap();
     assert!(
         largest_difference(base, &expected(None)) < 1e-5 && largest_difference(with, &expected(Some(&adapter))) < 1e-5
     );
@@ -98,7 +98,8 @@ fn probe_sampling_equals_the_plain_loop() {
     let inputs = [("latents", latents(2)), ("prompt_embeds", embeds(2)), ("negative_prompt_embeds", embeds(1))];
     let settings = r#"{"steps": 4, "eta": 0, "guidance_scale": 3, "sampler": "ddim"}"#;
     let out = probe(&room, "sample", settings, &inputs);
-    let conditioning = seedpo_model::Conditioning { prompt_embeds: embeds(2), negative_prompt_embeds: embeds(1) };
+    let conditioning =
+        seedpo_model::Conditioning { prompt_embeds: embeds(2), negative_prompt_embeds: embeds(1), added: None };
     let policy = Policy::new(&model, None);
     let mut x = latents(2);
     for (t, before) in [(751i64, 501i64), (501, 251), (251, 1), (1, 0)] {

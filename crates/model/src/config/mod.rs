@@ -4,6 +4,7 @@
 mod block_types;
 mod scheduler;
 mod text;
+mod text_time;
 mod unet;
 mod vae;
 
@@ -19,6 +20,7 @@ use crate::{Error, Result};
 pub use block_types::{DownBlockType, MidBlockType, UpBlockType};
 pub use scheduler::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
 pub use text::TextConfig;
+pub use text_time::TextTimeConfig;
 pub use unet::UNetConfig;
 pub use vae::VaeConfig;
 

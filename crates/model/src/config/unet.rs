@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::block_types::{DownBlockType, MidBlockType, UpBlockType};
+use super::text_time::TextTimeConfig;
 use super::{Reader, at, scalar_or_list, wrong};
 use crate::Result;
 use crate::layers::Activation;
@@ -65,6 +66,8 @@ pub struct UNetConfig {
     pub upcast_attention: bool,
     /// `scale_shift` rather than `default`: the time embedding scales and shifts.
     pub resnet_scale_shift: bool,
+    /// What SDXL adds to the time embedding; `None` in SD 1.x and 2.x.
+    pub text_time: Option<TextTimeConfig>,
     /// Kernel of the first convolution (odd).
     pub conv_in_kernel: i64,
     /// Kernel of the last convolution (odd).
@@ -99,6 +102,7 @@ impl Default for UNetConfig {
             use_linear_projection: false,
             upcast_attention: false,
             resnet_scale_shift: false,
+            text_time: None,
             conv_in_kernel: 3,
             conv_out_kernel: 3,
         }
@@ -153,6 +157,7 @@ impl UNetConfig {
             use_linear_projection: r.take("use_linear_projection", flag, d.use_linear_projection)?,
             upcast_attention: r.take("upcast_attention", flag, d.upcast_attention)?,
             resnet_scale_shift: read_scale_shift(&mut r)?,
+            text_time: TextTimeConfig::read(&mut r)?,
             conv_in_kernel: r.take("conv_in_kernel", int, d.conv_in_kernel)?,
             conv_out_kernel: r.take("conv_out_kernel", int, d.conv_out_kernel)?,
         };
@@ -164,7 +169,7 @@ impl UNetConfig {
 
     /// The contents of `config.json`, as diffusers reads them.
     pub fn to_json(&self) -> Value {
-        json!({
+        let mut config = json!({
             "_class_name": "UNet2DConditionModel",
             "_diffusers_version": "0.38.0",
             "act_fn": self.act_fn.name(),
@@ -192,7 +197,11 @@ impl UNetConfig {
             "up_block_types": self.up_block_types,
             "upcast_attention": self.upcast_attention,
             "use_linear_projection": self.use_linear_projection,
-        })
+        });
+        if let Some(text_time) = &self.text_time {
+            text_time.write(&mut config);
+        }
+        config
     }
 
     /// Checks that the options fit each other. Errors: [`crate::Error::Config`] naming the key.
@@ -251,7 +260,7 @@ impl UNetConfig {
         if self.freq_shift >= (self.block_out_channels[0] / 2) as f64 {
             return Err(wrong(path, "freq_shift", "less than half the first of block_out_channels", self.freq_shift));
         }
-        Ok(())
+        self.text_time.map_or(Ok(()), |text_time| text_time.check(path, self.freq_shift))
     }
 
     fn check_divisions(&self, path: &Path) -> Result<()> {
@@ -327,7 +336,7 @@ fn read_scale_shift(r: &mut Reader) -> Result<bool> {
     }
 }
 
-/// Options that Stable Diffusion 1.x and 2.x folders leave at their defaults.
+/// Options that Stable Diffusion folders leave at their defaults.
 fn refuse_unimplemented(r: &mut Reader) -> Result<()> {
     r.only(&[
         ("dropout", json!(0.0)),
@@ -340,14 +349,11 @@ fn refuse_unimplemented(r: &mut Reader) -> Result<()> {
         ("encoder_hid_dim", Value::Null),
         ("encoder_hid_dim_type", Value::Null),
         ("class_embed_type", Value::Null),
-        ("addition_embed_type", Value::Null),
-        ("addition_time_embed_dim", Value::Null),
         ("num_class_embeds", Value::Null),
         ("time_embedding_dim", Value::Null),
         ("time_embedding_act_fn", Value::Null),
         ("timestep_post_act", Value::Null),
         ("time_cond_proj_dim", Value::Null),
-        ("projection_class_embeddings_input_dim", Value::Null),
         ("reverse_transformer_layers_per_block", Value::Null),
         ("cross_attention_norm", Value::Null),
     ])?;

@@ -1,8 +1,9 @@
-//! The conditional U-Net of Stable Diffusion 1.x and 2.x (`UNet2DConditionModel` of diffusers 0.38).
+//! The conditional U-Net of Stable Diffusion 1.x, 2.x and XL (`UNet2DConditionModel` of diffusers 0.38).
 
 pub(crate) mod attention;
 mod blocks;
 pub(crate) mod resnet;
+mod time;
 
 use std::collections::BTreeMap;
 
@@ -11,11 +12,13 @@ use tch::{Device, Kind, Tensor};
 
 use crate::adapter::Adapter;
 use crate::config::{MidBlockType, UNetConfig};
-use crate::layers::{Conv2d, GroupNorm, Linear};
+use crate::layers::{Conv2d, GroupNorm};
 use crate::{Error, Result};
 use attention::TransformerOptions;
 use blocks::{DownBlock, Inputs, Level, MidBlock, UpBlock};
 use resnet::ResnetOptions;
+pub use time::AddedConditioning;
+use time::TimeEmbedding;
 
 /// An attention projection (a linear layer `[out_features, in_features]`) that an adapter may change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,9 +39,7 @@ pub struct UNet2DConditionModel {
     parameters: BTreeMap<String, Tensor>,
     projections: Vec<Projection>,
     device: Device,
-    /// Angular frequencies of the sinusoidal timestep embedding, f32 `[channels / 2]`.
-    frequencies: Tensor,
-    time_embedding: [Linear; 2],
+    time_embedding: TimeEmbedding,
     conv_in: Conv2d,
     down_blocks: Vec<DownBlock>,
     mid_block: Option<MidBlock>,
@@ -54,10 +55,8 @@ impl UNet2DConditionModel {
     /// missing, surplus and misshaped tensor.
     pub fn new(config: UNetConfig, params: Params) -> Result<Self> {
         config.validate()?;
-        let mut network = Self::build(config, &params.root());
+        let mut network = Self::build(config, &params.root(), params.device());
         network.parameters = params.finish()?;
-        network.device = network.parameters.values().next().map_or(Device::Cpu, Tensor::device);
-        network.frequencies = frequencies(&network.config, network.device);
         Ok(network)
     }
 
@@ -65,28 +64,24 @@ impl UNet2DConditionModel {
     pub fn parameter_shapes(config: &UNetConfig) -> Result<BTreeMap<String, Vec<i64>>> {
         config.validate()?;
         let params = Params::shapes_only();
-        Self::build(config.clone(), &params.root());
+        Self::build(config.clone(), &params.root(), Device::Cpu);
         Ok(params.asked_shapes())
     }
 
-    fn build(config: UNetConfig, root: &ParamPath<'_>) -> Self {
-        let (channels, embed) = (config.block_out_channels[0], config.time_embed_dim());
+    fn build(config: UNetConfig, root: &ParamPath<'_>, device: Device) -> Self {
+        let channels = config.block_out_channels[0];
         let resnet = config.resnet_options();
         let mut projections = Vec::new();
         Self {
             conv_in: Conv2d::same(&root.sub("conv_in"), config.in_channels, channels, config.conv_in_kernel),
-            time_embedding: [
-                Linear::new(&root.sub("time_embedding.linear_1"), channels, embed, true),
-                Linear::new(&root.sub("time_embedding.linear_2"), embed, embed, true),
-            ],
+            time_embedding: TimeEmbedding::new(&config, root, device),
             down_blocks: build_down(&config, root, resnet, &mut projections),
             mid_block: build_mid(&config, root, resnet, &mut projections),
             up_blocks: build_up(&config, root, resnet, &mut projections),
             conv_norm_out: GroupNorm::new(&root.sub("conv_norm_out"), resnet.groups, channels, resnet.eps),
             conv_out: Conv2d::same(&root.sub("conv_out"), channels, config.out_channels, config.conv_out_kernel),
             parameters: BTreeMap::new(),
-            device: Device::Cpu,
-            frequencies: frequencies(&config, Device::Cpu),
+            device,
             projections,
             config,
         }
@@ -131,8 +126,9 @@ impl UNet2DConditionModel {
     /// the weights' kind.
     ///
     /// `latents` `[B, in_channels, h, w]`, any h and w; `timesteps` i64
-    /// `[B]` (or `[1]`, for all); `prompt_embeds` `[B, L, cross_attention_dim]`. All are moved
-    /// to the weights' device and kind; the timestep embedding is computed in f32 first.
+    /// `[B]` (or `[1]`, for all); `prompt_embeds` `[B, L, cross_attention_dim]`; `added` where the configuration has
+    /// `text_time` (SDXL), else `None`. All are moved to the weights' device and kind; the sinusoidal embeddings are
+    /// computed in f32 first.
     ///
     /// Errors: [`Error::Argument`] naming the input whose shape does not fit.
     pub fn forward(
@@ -140,14 +136,13 @@ impl UNet2DConditionModel {
         latents: &Tensor,
         timesteps: &Tensor,
         prompt_embeds: &Tensor,
+        added: Option<&AddedConditioning>,
         adapter: Option<&Adapter>,
     ) -> Result<Tensor> {
         self.check_inputs(latents, timesteps, prompt_embeds)?;
-        let kind = self.kind();
-        let time = self.embed_time(timesteps, latents.size()[0]).to_kind(kind);
-        let time = self.time_embedding[1].forward(&self.config.act_fn.apply(self.time_embedding[0].forward(&time)));
-        // Every residual block starts with this activation; once is enough.
-        let time = self.config.act_fn.apply(time);
+        let (kind, batch) = (self.kind(), latents.size()[0]);
+        self.time_embedding.check_added(added, batch)?;
+        let time = self.time_embedding.forward(timesteps, added, batch, kind);
         let prompt_embeds = &prompt_embeds.to_device(self.device).to_kind(kind);
         let inputs = Inputs { time: &time, prompt_embeds, adapter };
 
@@ -167,18 +162,6 @@ impl UNet2DConditionModel {
         Ok(self.conv_out.forward(&self.config.act_fn.apply(self.conv_norm_out.forward(&x))))
     }
 
-    /// Sinusoidal embedding in f32, `[batch, block_out_channels[0]]`.
-    fn embed_time(&self, timesteps: &Tensor, batch: i64) -> Tensor {
-        let timesteps = timesteps.to_device(self.device).to_kind(Kind::Float).expand([batch], false);
-        let angles = timesteps.unsqueeze(1) * self.frequencies.unsqueeze(0);
-        let (sin, cos) = (angles.sin(), angles.cos());
-        let embedding = Tensor::cat(&if self.config.flip_sin_to_cos { [cos, sin] } else { [sin, cos] }, 1);
-        match self.config.block_out_channels[0] % 2 {
-            0 => embedding,
-            _ => embedding.constant_pad_nd([0, 1]),
-        }
-    }
-
     fn check_inputs(&self, latents: &Tensor, timesteps: &Tensor, prompt_embeds: &Tensor) -> Result<()> {
         let wrong = |what: &str, expected: String, found: &Tensor| {
             Err(Error::Argument { what: what.into(), expected, found: format!("shape {:?}", found.size()) })
@@ -196,13 +179,6 @@ impl UNet2DConditionModel {
             _ => wrong("prompt_embeds", format!("shape [{batch}, L, {}]", d[0]), prompt_embeds),
         }
     }
-}
-
-/// `exp(-ln(10000) * i / (half - shift))`, in f32 as diffusers computes it.
-fn frequencies(config: &UNetConfig, device: Device) -> Tensor {
-    let half = config.block_out_channels[0] / 2;
-    let exponent = Tensor::arange(half, (Kind::Float, Device::Cpu)) * -(10000f64.ln());
-    (exponent / (half as f64 - config.freq_shift)).exp().to_device(device)
 }
 
 fn build_down(

@@ -95,7 +95,7 @@ fn options_that_are_not_implemented_are_named() {
     let cases = [
         ("dual_cross_attention", json!(true)),
         ("class_embed_type", json!("timestep")),
-        ("addition_embed_type", json!("text_time")),
+        ("addition_embed_type", json!("image")),
         ("down_block_types", json!(["AttnDownBlock2D"])),
         ("mid_block_type", json!("UNetMidBlock2DSimpleCrossAttn")),
         ("resnet_time_scale_shift", json!("spatial")),

@@ -29,7 +29,7 @@ fn unet_equals_diffusers_forward_and_backward() {
             let _ = unet.parameters()[*name].set_requires_grad(true);
         }
         let (latents, prompts) = (fixture.input("latents"), fixture.input("prompt_embeds"));
-        let output = unet.forward(&latents, fixture.get("timestep"), &prompts, None).unwrap();
+        let output = unet.forward(&latents, fixture.get("timestep"), &prompts, None, None).unwrap();
         fixture.check("noise_pred", &output, FORWARD);
         backward(&output, &fixture, "cotangent");
         fixture.check("grad.latents", &latents.grad(), GRADIENT);
@@ -51,7 +51,7 @@ fn unet_with_lora_equals_peft_forward_and_backward() {
         }
         let adapter = lora(&fixture, &unet);
         let (latents, prompts) = (fixture.input("latents"), fixture.input("prompt_embeds"));
-        let output = unet.forward(&latents, fixture.get("timestep"), &prompts, Some(&adapter)).unwrap();
+        let output = unet.forward(&latents, fixture.get("timestep"), &prompts, None, Some(&adapter)).unwrap();
         fixture.check("adapted.noise_pred", &output, FORWARD);
         backward(&output, &fixture, "cotangent");
         fixture.check("adapted.grad.latents", &latents.grad(), GRADIENT);
@@ -70,7 +70,7 @@ fn no_grad_with_in_place_steps_changes_nothing() {
         let unet = unet(&fixture, Kind::Float);
         let (latents, prompts) = (fixture.get("latents"), fixture.get("prompt_embeds"));
         let before = (latents.copy(), prompts.copy());
-        let run = || tch::no_grad(|| unet.forward(latents, fixture.get("timestep"), prompts, None)).unwrap();
+        let run = || tch::no_grad(|| unet.forward(latents, fixture.get("timestep"), prompts, None, None)).unwrap();
         fixture.check("noise_pred", &run(), FORWARD);
         assert_eq!(run(), run(), "{name}");
         assert_eq!(before, (latents.copy(), prompts.copy()), "{name}: an input was overwritten");
@@ -86,7 +86,7 @@ fn half_precision_stays_near_float() {
         let adapter = lora(&fixture, &unet);
         let (latents, prompts) = (fixture.get("latents"), fixture.get("prompt_embeds"));
         for (adapter, name) in [(None, "noise_pred"), (Some(&adapter), "adapted.noise_pred")] {
-            let output = unet.forward(latents, fixture.get("timestep"), prompts, adapter).unwrap();
+            let output = unet.forward(latents, fixture.get("timestep"), prompts, None, adapter).unwrap();
             assert_eq!(output.kind(), kind);
             let off = relative(&output, fixture.get(name));
             assert!(off < tolerance, "{kind:?} {name}: {off:.1e}");
@@ -147,8 +147,13 @@ fn wrong_inputs_are_named() {
     let (latents, prompts, time) = (fixture.get("latents"), fixture.get("prompt_embeds"), fixture.get("timestep"));
     let three = Tensor::cat(&[latents, latents], 1);
     let message = |result: seedpo_model::Result<Tensor>| result.unwrap_err().to_string();
-    assert!(message(unet.forward(&three, time, prompts, None)).contains("latents: expected shape [B, 4, h, w]"));
-    assert!(message(unet.forward(latents, &time.repeat([2]), prompts, None)).contains("timesteps: expected shape [2]"));
+    assert!(message(unet.forward(&three, time, prompts, None, None)).contains("latents: expected shape [B, 4, h, w]"));
+    assert!(
+        message(unet.forward(latents, &time.repeat([2]), prompts, None, None))
+            .contains("timesteps: expected shape [2]")
+    );
     let narrow = prompts.narrow(2, 0, 5);
-    assert!(message(unet.forward(latents, time, &narrow, None)).contains("prompt_embeds: expected shape [2, L, 24]"));
+    assert!(
+        message(unet.forward(latents, time, &narrow, None, None)).contains("prompt_embeds: expected shape [2, L, 24]")
+    );
 }

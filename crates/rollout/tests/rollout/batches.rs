@@ -18,10 +18,8 @@ fn prompts() -> Vec<String> {
 fn a_prompt_s_image_does_not_depend_on_the_batch() {
     tch::set_num_threads(1);
     let model = tiny_model();
-    let conditioning = Conditioning {
-        prompt_embeds: model.encode_prompts(&prompts()).unwrap(),
-        negative_prompt_embeds: model.encode_prompts(&[""]).unwrap(),
-    };
+    let embeds = model.encode_prompts(&prompts()).unwrap();
+    let conditioning = Conditioning::new(&embeds, &model.encode_negative_prompt("").unwrap(), (64, 64));
     let predictor = GuidedPolicy::new(Policy::new(&model, None), &conditioning, 5.0);
     let ddim = Ddim::new(&model.schedule, 10, 1.0).unwrap();
     let keys = keys(ROWS);
@@ -58,10 +56,8 @@ fn run(predictor: &dyn NoisePredictor, ddim: &Ddim, rows: &[usize], keys: &[seed
 fn a_bounded_pass_gives_the_same_prediction_and_counts_branches() {
     tch::set_num_threads(1);
     let model = tiny_model();
-    let conditioning = Conditioning {
-        prompt_embeds: model.encode_prompts(&prompts()).unwrap(),
-        negative_prompt_embeds: model.encode_prompts(&[""]).unwrap(),
-    };
+    let embeds = model.encode_prompts(&prompts()).unwrap();
+    let conditioning = Conditioning::new(&embeds, &model.encode_negative_prompt("").unwrap(), (64, 64));
     let policy = Policy::new(&model, None);
     let whole = GuidedPolicy::new(policy, &conditioning, 5.0);
     let keys = keys(5);

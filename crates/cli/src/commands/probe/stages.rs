@@ -37,6 +37,7 @@ pub fn conditioning(case: &Case, sizes: &Sizes, session: &Session) -> Result<Con
     Ok(Conditioning {
         prompt_embeds: case.float("prompt_embeds", &EMBEDS, sizes)?.to_device(session.device()),
         negative_prompt_embeds: case.float("negative_prompt_embeds", &NEGATIVE, sizes)?.to_device(session.device()),
+        added: None,
     })
 }
 
@@ -73,7 +74,7 @@ pub fn unet(case: &Case, session: &Session) -> Result<Results> {
     let adapter = adapter(case, &settings, "adapter", &model)?;
     let _no_grad = tch::no_grad_guard();
     let to = |tensor: Tensor| tensor.to_device(session.device());
-    let noise_pred = model.unet.forward(&to(latents), &to(timestep), &to(embeds), adapter.as_ref())?;
+    let noise_pred = model.unet.forward(&to(latents), &to(timestep), &to(embeds), None, adapter.as_ref())?;
     Ok(results([("noise_pred", noise_pred)]))
 }
 
