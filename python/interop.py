@@ -28,7 +28,9 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler,
+                       EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel)
+from diffusers.schedulers import scheduling_euler_ancestral_discrete as ancestral
 from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import convert_state_dict_to_diffusers
 from diffusers.utils.logging import disable_progress_bar
@@ -208,6 +210,26 @@ def check_sample(seedpo, name, folder, pipeline, x, adapter=None, label="sample:
     return out["latents"]
 
 
+def check_samplers(seedpo, name, folder, pipeline, x):
+    """Every sampler but DDIM, made from the folder's own configuration."""
+    noise = torch.randn(STEPS, *x.shape)
+    karras = {"use_karras_sigmas": True}
+    samplers = {"euler": (EulerDiscreteScheduler, {}), "euler-karras": (EulerDiscreteScheduler, karras),
+                "euler-a": (EulerAncestralDiscreteScheduler, {}), "dpmpp-2m": (DPMSolverMultistepScheduler, {}),
+                "dpmpp-2m-karras": (DPMSolverMultistepScheduler, karras)}
+    usual = pipeline.scheduler
+    for sampler, (made, changes) in samplers.items():
+        settings = {"steps": STEPS, "guidance_scale": GUIDANCE, "sampler": sampler}
+        tensors = {"noise": noise} if sampler == "euler-a" else {}
+        out = seedpo.probe(folder, "sample", settings, latents=x.latents, prompt_embeds=x.embeds,
+                           negative_prompt_embeds=x.negative, **tensors)
+        pipeline.scheduler, drawn = made.from_pretrained(folder, subfolder="scheduler", **changes), iter(noise)
+        ancestral.randn_tensor = lambda *_, **__: next(drawn)
+        expected = pipeline_sample(pipeline, x, output_type="latent")
+        record(name, f"sample, {sampler}: latents", off(out["latents"], expected), SAMPLE)
+    pipeline.scheduler = usual
+
+
 def peft_adapter(pipeline, folder, rank, alpha, spelling):
     """A random adapter made by PEFT on the pipeline's U-Net, left attached, and saved by diffusers."""
     torch.manual_seed(rank)
@@ -365,7 +387,7 @@ def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--seedpo", type=Path, default=ROOT / "target/release/seedpo")
     options.add_argument("--model", type=Path, default=ROOT / "assets/emoji-sd", help="a third folder, skipped if missing")
-    options.add_argument("--only", nargs="*", default=["stages", "sample", "peft", "losses", "ours"], help="groups of checks")
+    options.add_argument("--only", nargs="*", default=["stages", "sample", "samplers", "peft", "losses", "ours"], help="groups of checks")
     chosen = options.parse_args()
     chosen.seedpo.is_file() or sys.exit(f"interop: {chosen.seedpo} is missing; `make build` makes it.")
     torch.set_num_threads(min(2, os.cpu_count() or 1))
@@ -386,6 +408,7 @@ def main():
             groups = {
                 "stages": lambda: check_stages(seedpo, name, folder, pipeline, x),
                 "sample": lambda: check_sample(seedpo, name, folder, pipeline, x),
+                "samplers": lambda: check_samplers(seedpo, name, folder, pipeline, x),
                 "peft": lambda: check_peft(seedpo, name, folder, pipeline, x, scratch),
                 "losses": lambda: check_losses(seedpo, name, folder, pipeline, x, scratch),
                 "ours": lambda: check_ours(seedpo, name, folder, pipeline, x, scratch),

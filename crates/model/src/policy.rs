@@ -141,9 +141,24 @@ impl<'a> Policy<'a> {
         conditioning: &Conditioning,
         guidance_scale: f64,
     ) -> Result<Tensor> {
+        let timesteps = one_per_row(timesteps, latents)?;
+        let output = self.predict_output(latents, &timesteps, conditioning, guidance_scale)?;
+        self.base.schedule.to_epsilon(&output, latents, &timesteps)
+    }
+
+    /// The network's guided output as it is, ε or v by the schedule's `prediction_type`; otherwise as
+    /// [`predict_noise`](Self::predict_noise). `timesteps` may be fractional, f32: samplers that work on noise levels
+    /// visit such.
+    pub fn predict_output(
+        &self,
+        latents: &Tensor,
+        timesteps: &Tensor,
+        conditioning: &Conditioning,
+        guidance_scale: f64,
+    ) -> Result<Tensor> {
         let unet = &self.base.unet;
         let timesteps = one_per_row(timesteps, latents)?;
-        let output = if guidance_scale == 1.0 {
+        Ok(if guidance_scale == 1.0 {
             let added = conditioning.added.as_ref().map(|added| &added.prompt);
             unet.forward(latents, &timesteps, &conditioning.prompt_embeds, added, self.adapter)?.to_kind(Kind::Float)
         } else {
@@ -156,8 +171,7 @@ impl<'a> Policy<'a> {
             let output = unet.forward(&latents, &timesteps, &embeds, added.as_ref(), self.adapter)?;
             let halves = output.to_kind(Kind::Float).f_chunk(2, 0)?;
             &halves[0] + (&halves[1] - &halves[0]) * guidance_scale
-        };
-        self.base.schedule.to_epsilon(&output, latents, &timesteps)
+        })
     }
 }
 

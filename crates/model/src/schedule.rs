@@ -20,8 +20,10 @@ pub struct NoiseSchedule {
     pub steps_offset: i64,
     /// Whether the step below timestep 0 has ᾱ = 1 rather than ᾱ_0.
     pub set_alpha_to_one: bool,
-    /// Which timesteps a sampler visits.
-    pub timestep_spacing: TimestepSpacing,
+    /// Which timesteps a sampler visits; `None` where the folder leaves it to the sampler.
+    pub timestep_spacing: Option<TimestepSpacing>,
+    /// How the betas grow.
+    pub beta_schedule: BetaSchedule,
     /// How many timesteps the model was trained on.
     pub num_train_timesteps: i64,
 }
@@ -53,6 +55,7 @@ impl NoiseSchedule {
             steps_offset: config.steps_offset,
             set_alpha_to_one: config.set_alpha_to_one,
             timestep_spacing: config.timestep_spacing,
+            beta_schedule: config.beta_schedule,
             num_train_timesteps: config.num_train_timesteps,
         })
     }

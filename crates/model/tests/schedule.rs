@@ -39,7 +39,7 @@ fn the_options_of_the_folder_are_kept() {
     let (sd15, sd21, euler) = (schedule(&file, "sd15"), schedule(&file, "sd21"), schedule(&file, "euler"));
     assert_eq!((sd15.prediction_type, sd15.steps_offset, sd15.set_alpha_to_one), (PredictionType::Epsilon, 1, false));
     assert_eq!(sd21.prediction_type, PredictionType::VPrediction);
-    assert_eq!(euler.timestep_spacing, TimestepSpacing::Trailing);
+    assert_eq!(euler.timestep_spacing, Some(TimestepSpacing::Trailing));
     assert_eq!(sd15.alpha_cumprod(-1), sd15.alphas_cumprod[0]);
     assert_eq!(schedule(&file, "linear").alpha_cumprod(-1), 1.0);
 }

@@ -22,12 +22,27 @@ pub struct Ddim {
 
 /// The numbers of one step from t to t': square roots of ᾱ and the standard deviation σ.
 #[derive(Clone, Copy, Debug)]
-struct Coefficients {
-    sqrt_alpha: f64,
-    sqrt_one_minus_alpha: f64,
-    sqrt_alpha_prev: f64,
-    direction: f64,
-    sigma: f64,
+pub(crate) struct Coefficients {
+    pub(crate) sqrt_alpha: f64,
+    pub(crate) sqrt_one_minus_alpha: f64,
+    pub(crate) sqrt_alpha_prev: f64,
+    pub(crate) direction: f64,
+    pub(crate) sigma: f64,
+}
+
+impl Coefficients {
+    /// The step from ᾱ to ᾱ' (`alpha_prev`).
+    pub(crate) fn new(alpha: f64, alpha_prev: f64, eta: f64) -> Self {
+        let variance = (1.0 - alpha_prev) / (1.0 - alpha) * (1.0 - alpha / alpha_prev);
+        let sigma = eta * variance.max(0.0).sqrt();
+        Self {
+            sqrt_alpha: alpha.sqrt(),
+            sqrt_one_minus_alpha: (1.0 - alpha).sqrt(),
+            sqrt_alpha_prev: alpha_prev.sqrt(),
+            direction: (1.0 - alpha_prev - sigma * sigma).max(0.0).sqrt(),
+            sigma,
+        }
+    }
 }
 
 impl Ddim {
@@ -36,8 +51,8 @@ impl Ddim {
     /// Timesteps are "leading": k·(T/steps) + `steps_offset`, descending. Below timestep 0 the previous ᾱ is ᾱ_0, or 1
     /// where the schedule says `set_alpha_to_one`. Errors: [`Error::Setting`].
     pub fn new(schedule: &NoiseSchedule, steps: usize, eta: f64) -> Result<Self> {
-        if schedule.timestep_spacing != TimestepSpacing::Leading {
-            let found = format!("{:?}", schedule.timestep_spacing);
+        if let Some(spacing @ (TimestepSpacing::Linspace | TimestepSpacing::Trailing)) = schedule.timestep_spacing {
+            let found = format!("{spacing:?}");
             return Err(Error::setting("timestep_spacing", "`leading`, the spacing of the published methods", found));
         }
         Self::from_alphas(schedule.alphas_cumprod.clone(), schedule.steps_offset, schedule.set_alpha_to_one, steps, eta)
@@ -113,15 +128,7 @@ impl Ddim {
         let alpha = self.alphas_cumprod[timestep as usize];
         let prev = timestep - self.stride;
         let alpha_prev = if prev >= 0 { self.alphas_cumprod[prev as usize] } else { self.final_alpha_cumprod };
-        let variance = (1.0 - alpha_prev) / (1.0 - alpha) * (1.0 - alpha / alpha_prev);
-        let sigma = self.eta * variance.max(0.0).sqrt();
-        Ok(Coefficients {
-            sqrt_alpha: alpha.sqrt(),
-            sqrt_one_minus_alpha: (1.0 - alpha).sqrt(),
-            sqrt_alpha_prev: alpha_prev.sqrt(),
-            direction: (1.0 - alpha_prev - sigma * sigma).max(0.0).sqrt(),
-            sigma,
-        })
+        Ok(Coefficients::new(alpha, alpha_prev, self.eta))
     }
 
     /// The Gaussian of the step out of `latents` `[B, C, h, w]`, given the (guided) noise prediction of the same shape.

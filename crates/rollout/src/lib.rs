@@ -12,6 +12,7 @@ pub mod noise;
 pub mod pair;
 pub mod predictor;
 pub mod sample;
+pub mod sampler;
 
 pub use branch::{BranchOptions, Branching, Scorer, StepPair, StepRecord, branch};
 pub use cost::Cost;
@@ -19,5 +20,6 @@ pub use ddim::{Ddim, Transition};
 pub use error::{BoxError, Error, Result};
 pub use noise::{initial_noise, step_noise};
 pub use pair::{TrajectoryPair, sample_pair};
-pub use predictor::{GuidedPolicy, NoisePredictor};
+pub use predictor::{GuidedPolicy, NoisePredictor, OutputPredictor};
 pub use sample::{Trajectory, sample};
+pub use sampler::{Sampler, SamplerKind, draw};

@@ -17,6 +17,13 @@ pub trait NoisePredictor {
     }
 }
 
+/// What [`crate::Sampler`] needs of a model: its guided output, unconverted.
+pub trait OutputPredictor {
+    /// The network's output (ε or v, by the schedule's prediction type) for `latents` `[B, C, h, w]`, all at one
+    /// timestep, fractional for some samplers; `prompts` as in [`NoisePredictor::predict`]. `[B, C, h, w]` f32.
+    fn output(&self, latents: &Tensor, timestep: f64, prompts: &[usize]) -> Result<Tensor>;
+}
+
 /// A policy together with its prompts and guidance scale.
 #[derive(Clone, Copy)]
 pub struct GuidedPolicy<'a> {
@@ -38,36 +45,45 @@ impl<'a> GuidedPolicy<'a> {
         Self { max_rows: rows.max(1), ..self }
     }
 
-    fn predict_rows(&self, latents: &Tensor, timesteps: &[i64], prompts: &[usize]) -> Result<Tensor> {
-        let rows: Vec<i64> = prompts.iter().map(|&prompt| prompt as i64).collect();
-        let conditioning = self.conditioning.rows(&rows)?;
-        let timesteps = Tensor::from_slice(timesteps).to_device(latents.device());
-        Ok(self.policy.predict_noise(latents, &timesteps, &conditioning, self.guidance_scale)?)
+    /// Runs `pass` on at most `max_rows` latents at a time, with their timesteps and conditioning.
+    fn in_parts(&self, latents: &Tensor, timesteps: &Tensor, prompts: &[usize], pass: &Pass<'a>) -> Result<Tensor> {
+        let rows = latents.size().first().copied().unwrap_or(0) as usize;
+        if timesteps.size()[0] as usize != rows || prompts.len() != rows {
+            let found = format!("{} timesteps and {} prompts", timesteps.size()[0], prompts.len());
+            return Err(Error::shape("rows", format!("{rows} of each, as latents"), found));
+        }
+        let timesteps = timesteps.to_device(latents.device());
+        let part = |start: usize, count: usize| {
+            let indices: Vec<i64> = prompts[start..start + count].iter().map(|&prompt| prompt as i64).collect();
+            let (start, count) = (start as i64, count as i64);
+            let (latents, timesteps) = (latents.f_narrow(0, start, count)?, timesteps.f_narrow(0, start, count)?);
+            Ok(pass(&self.policy, &latents, &timesteps, &self.conditioning.rows(&indices)?, self.guidance_scale)?)
+        };
+        if rows <= self.max_rows {
+            return part(0, rows);
+        }
+        let starts = (0..rows).step_by(self.max_rows);
+        let parts = starts.map(|start| part(start, self.max_rows.min(rows - start))).collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::f_cat(&parts, 0)?)
     }
 }
 
+/// One forward pass of a policy: latents, timesteps, conditioning, guidance scale.
+type Pass<'a> = dyn Fn(&Policy<'a>, &Tensor, &Tensor, &Conditioning, f64) -> seedpo_model::Result<Tensor>;
+
 impl NoisePredictor for GuidedPolicy<'_> {
     fn predict(&self, latents: &Tensor, timesteps: &[i64], prompts: &[usize]) -> Result<Tensor> {
-        let rows = latents.size().first().copied().unwrap_or(0) as usize;
-        if timesteps.len() != rows || prompts.len() != rows {
-            let found = format!("{} timesteps and {} prompts", timesteps.len(), prompts.len());
-            return Err(Error::shape("rows", format!("{rows} of each, as latents"), found));
-        }
-        if rows <= self.max_rows {
-            return self.predict_rows(latents, timesteps, prompts);
-        }
-        let parts = (0..rows)
-            .step_by(self.max_rows)
-            .map(|start| {
-                let end = (start + self.max_rows).min(rows);
-                let latents = latents.f_narrow(0, start as i64, (end - start) as i64)?;
-                self.predict_rows(&latents, &timesteps[start..end], &prompts[start..end])
-            })
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::f_cat(&parts, 0)?)
+        self.in_parts(latents, &Tensor::from_slice(timesteps), prompts, &Policy::predict_noise)
     }
 
     fn branches(&self) -> usize {
         if self.guidance_scale == 1.0 { 1 } else { 2 }
+    }
+}
+
+impl OutputPredictor for GuidedPolicy<'_> {
+    fn output(&self, latents: &Tensor, timestep: f64, prompts: &[usize]) -> Result<Tensor> {
+        let timesteps = vec![timestep as f32; prompts.len()];
+        self.in_parts(latents, &Tensor::from_slice(&timesteps), prompts, &Policy::predict_output)
     }
 }

@@ -114,6 +114,25 @@ fn probe_sampling_equals_the_plain_loop() {
 }
 
 #[test]
+fn probe_every_sampler() {
+    let room = Room::new();
+    model(&room);
+    let mut inputs = vec![("latents", latents(2)), ("prompt_embeds", embeds(2)), ("negative_prompt_embeds", embeds(1))];
+    let settings = |name: &str| format!(r#"{{"steps": 4, "guidance_scale": 3, "sampler": "{name}"}}"#);
+    let run = |name: &str| probe(&room, "sample", &settings(name), &inputs).remove("latents").unwrap();
+    let names = ["euler", "euler-karras", "dpmpp-2m", "dpmpp-2m-karras"];
+    let drawn = names.map(&run);
+    for (i, latents) in drawn.iter().enumerate() {
+        assert_eq!(latents.size(), [2, 4, 8, 8]);
+        assert!(drawn[..i].iter().all(|other| largest_difference(other, latents) > 1e-3), "{}", names[i]);
+    }
+    assert_eq!(largest_difference(&run("DPMSolverMultistepScheduler"), &drawn[2]), 0.0);
+    inputs.push(("noise", noise(&[4, 2, 4, 8, 8])));
+    let ancestral = probe(&room, "sample", &settings("euler-a"), &inputs);
+    assert!(largest_difference(&ancestral["latents"], &drawn[0]) > 1e-3);
+}
+
+#[test]
 fn probe_the_loss_of_both_methods() {
     let room = Room::new();
     let model = model(&room);

@@ -64,8 +64,9 @@ pub struct SchedulerConfig {
     pub steps_offset: i64,
     /// The step below timestep 0 has alpha 1 rather than that of timestep 0.
     pub set_alpha_to_one: bool,
-    /// Which timesteps a sampler visits.
-    pub timestep_spacing: TimestepSpacing,
+    /// Which timesteps a sampler visits; `None` where the folder does not say: then each sampler has its own default,
+    /// as in diffusers' `from_config`.
+    pub timestep_spacing: Option<TimestepSpacing>,
     /// Whether the folder asks to clip x0; `StableDiffusionPipeline` turns it off, and so do we.
     pub clip_sample: bool,
     /// Whether betas are rescaled to zero terminal signal-to-noise ratio.
@@ -84,7 +85,7 @@ impl Default for SchedulerConfig {
             prediction_type: PredictionType::Epsilon,
             steps_offset: 0,
             set_alpha_to_one: true,
-            timestep_spacing: TimestepSpacing::Leading,
+            timestep_spacing: None,
             clip_sample: false,
             rescale_betas_zero_snr: false,
         }
@@ -131,6 +132,7 @@ impl SchedulerConfig {
             beta_schedule: BetaSchedule::ScaledLinear,
             steps_offset: 1,
             set_alpha_to_one: false,
+            timestep_spacing: Some(TimestepSpacing::Leading),
             ..Self::default()
         }
     }
@@ -171,7 +173,7 @@ impl SchedulerConfig {
 
     /// The contents of `scheduler_config.json`, written as a DDIM scheduler's.
     pub fn to_json(&self) -> Value {
-        json!({
+        let mut config = json!({
             "_class_name": "DDIMScheduler",
             "_diffusers_version": "0.38.0",
             "beta_end": self.beta_end,
@@ -183,9 +185,12 @@ impl SchedulerConfig {
             "rescale_betas_zero_snr": self.rescale_betas_zero_snr,
             "set_alpha_to_one": self.set_alpha_to_one,
             "steps_offset": self.steps_offset,
-            "timestep_spacing": self.timestep_spacing,
             "trained_betas": self.trained_betas,
-        })
+        });
+        if let Some(spacing) = self.timestep_spacing {
+            config["timestep_spacing"] = json!(spacing);
+        }
+        config
     }
 
     fn validate_at(&self, path: &Path) -> Result<()> {

@@ -125,7 +125,7 @@ impl UNet2DConditionModel {
     /// The network's raw output (epsilon or v, by the schedule's `prediction_type`), `[B, out_channels, h, w]` in
     /// the weights' kind.
     ///
-    /// `latents` `[B, in_channels, h, w]`, any h and w; `timesteps` i64
+    /// `latents` `[B, in_channels, h, w]`, any h and w; `timesteps` i64, or fractional f32,
     /// `[B]` (or `[1]`, for all); `prompt_embeds` `[B, L, cross_attention_dim]`; `added` where the configuration has
     /// `text_time` (SDXL), else `None`. All are moved to the weights' device and kind; the sinusoidal embeddings are
     /// computed in f32 first.

@@ -84,7 +84,7 @@ fn the_folder_s_schedule_is_honoured() {
     let to_one = NoiseSchedule { set_alpha_to_one: true, ..schedule.clone() };
     assert_eq!(Ddim::new(&to_one, 20, 1.0).unwrap().sigma(1).unwrap(), 0.0);
     let mut trailing = schedule;
-    trailing.timestep_spacing = seedpo_model::config::TimestepSpacing::Trailing;
+    trailing.timestep_spacing = Some(seedpo_model::config::TimestepSpacing::Trailing);
     assert!(Ddim::new(&trailing, 20, 1.0).unwrap_err().to_string().contains("timestep_spacing"));
 }
 

@@ -7,4 +7,5 @@ mod batches;
 mod branch;
 mod ddim;
 mod pair;
+mod samplers;
 mod toy;

@@ -109,6 +109,13 @@ impl Sizes {
         Self(RefCell::new(known.iter().copied().collect()))
     }
 
+    /// The same sizes and one more.
+    pub fn and(&self, name: &'static str, size: i64) -> Self {
+        let mut known = self.0.borrow().clone();
+        known.insert(name, size);
+        Self(RefCell::new(known))
+    }
+
     fn check(&self, name: &str, shape: &[&'static str], found: &[i64]) -> Result<()> {
         let mut known = self.0.borrow_mut();
         let fits = shape.len() == found.len()

@@ -27,8 +27,9 @@ The case is a safetensors file: its tensors are the inputs; its metadata has the
   encode    images [B, 3, H, W] in [-1, 1]                                                  mean, logvar
   decode    latents (scaled)                                                                images
   ddim      latents, noise_pred, next_latents, timestep         steps, eta                  mean, std, log_prob
-  sample    latents, prompt_embeds, negative_prompt_embeds      steps, eta, guidance_scale, latents
-                                                                sampler, adapter
+  sample    latents (unit noise), prompt_embeds,                steps, eta, guidance_scale, latents
+            negative_prompt_embeds; noise [steps, B, C, h, w]   sampler, adapter
+            where the sampler draws it (euler-a, eta > 0)
   loss      prompt_embeds, negative_prompt_embeds, timestep,    method, beta, gamma, form,  loss [1], margin [B],
             spo: latents, next_latents_w, next_latents_l        clip, guidance_scale,       grad.<adapter key>
             d3po: latents_w, next_latents_w, latents_l,         steps, eta, adapter,
@@ -36,6 +37,7 @@ The case is a safetensors file: its tensors are the inputs; its metadata has the
   score     images u8 [B, H, W, 3]                              judge, prompts              scores [B]
 
 Defaults of settings: eta 0 for sample and 1 for ddim and loss, sampler ddim, gamma 0, form flatten, clip null (off).
+Samplers: ddim, euler, euler-karras, euler-a, dpmpp-2m, dpmpp-2m-karras, or the name of their class in diffusers.
 Paths in settings are taken from the working folder, or else from the case's folder.";
 
 /// Run one stage on given inputs, to compare it with a reference of your own.

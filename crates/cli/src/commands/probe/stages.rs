@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use seedpo_judge::by_name;
 use seedpo_model::{Adapter, ClipTokenizer, Conditioning, DiffusionModel, Policy};
-use seedpo_rollout::{Ddim, GuidedPolicy};
+use seedpo_rollout::{Ddim, GuidedPolicy, Sampler, SamplerKind};
 use seedpo_tensor::{Tensor, tch};
 
 use super::case::{Case, Sizes};
@@ -11,6 +11,7 @@ use super::settings::CaseSettings;
 use super::{Results, Session};
 
 const LATENTS: [&str; 4] = ["B", "C", "h", "w"];
+const STEP_NOISE: [&str; 5] = ["steps", "B", "C", "h", "w"];
 const EMBEDS: [&str; 3] = ["B", "L", "D"];
 const NEGATIVE: [&str; 3] = ["1", "L", "D"];
 
@@ -112,26 +113,26 @@ pub fn ddim(case: &Case, session: &Session) -> Result<Results> {
     Ok(results([("mean", transition.mean), ("std", transition.std), ("log_prob", log_prob)]))
 }
 
-/// x_T to x_0.
+/// x_T, unit noise as a pipeline's `latents` argument, to x_0.
 pub fn sample(case: &Case, session: &Session) -> Result<Results> {
     let settings = case.settings(&["steps", "eta", "guidance_scale", "sampler", "adapter"])?;
-    match settings.text("sampler")? {
-        None | Some("ddim") => {}
-        Some(other) => bail!("setting `sampler`: expected `ddim`, found `{other}`"),
-    }
-    let eta = settings.number("eta", Some(0.0))?;
-    ensure!(eta == 0.0, "setting `eta`: expected 0 (a case carries no step noise), found {eta}");
+    let kind: SamplerKind = settings.text("sampler")?.map_or(Ok(SamplerKind::default()), str::parse)?;
     let model = session.model()?;
+    let steps = settings.count("steps")?;
+    let sampler = Sampler::new(kind, &model.schedule, steps, settings.number("eta", Some(0.0))?)?;
     let sizes = sizes_of(&model);
     let latents = case.float("latents", &LATENTS, &sizes)?.to_device(session.device());
+    let draws_noise = (0..steps).any(|step| sampler.draws_noise(step));
+    let noise = draws_noise.then(|| case.float("noise", &STEP_NOISE, &sizes.and("steps", steps as i64)));
+    let noise = noise.transpose().with_context(|| format!("sampler `{kind}` draws noise"))?;
     let conditioning = conditioning(case, &sizes, session)?;
-    let ddim = Ddim::new(&model.schedule, settings.count("steps")?, eta)?;
     let adapter = adapter(case, &settings, "adapter", &model)?;
     let policy = Policy { base: &model, adapter: adapter.as_ref() };
     let predictor = GuidedPolicy::new(policy, &conditioning, settings.number("guidance_scale", None)?);
     let rows: Vec<usize> = (0..latents.size()[0] as usize).collect();
-    let trajectory = seedpo_rollout::sample(&predictor, &latents, &rows, &ddim, &mut |_| None, &mut |_, _| ())?;
-    Ok(results([("latents", trajectory.final_latents().shallow_clone())]))
+    let mut step_noise = |step: usize| noise.as_ref().map_or_else(Tensor::new, |noise| noise.get(step as i64));
+    let latents = seedpo_rollout::draw(&predictor, &latents, &rows, &sampler, &mut step_noise, &mut |_, _| ())?;
+    Ok(results([("latents", latents)]))
 }
 
 /// A judge's scores.
