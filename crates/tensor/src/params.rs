@@ -105,7 +105,8 @@ impl Params {
             Source::Fresh { .. } | Source::Shapes => Vec::new(),
         };
         let surplus = stored.into_iter().filter(|name| !shapes.contains_key(*name) && !ignore(name));
-        problems.extend(surplus.map(|name| format!("surplus `{name}`: the model has no such tensor")));
+        let shard = |name| if let Source::File(file) = &self.source { file.shard(name) } else { String::new() };
+        problems.extend(surplus.map(|name| format!("surplus `{name}`: the model has no such tensor{}", shard(name))));
         if problems.is_empty() { Ok(given) } else { Err(Error::Tensors { path: self.origin, problems }) }
     }
 
@@ -134,7 +135,9 @@ impl Params {
             Source::Fresh { seed } => return Ok(fresh(*seed, name, shape, init).to_device(self.device)),
             Source::File(file) => match file.shape(name) {
                 Some(found) if found == shape => file.tensor(name).map_err(|e| format!("`{name}`: {e}"))?,
-                Some(found) => return Err(format!("`{name}`: expected shape {shape:?}, found {found:?}")),
+                Some(found) => {
+                    return Err(format!("`{name}`: expected shape {shape:?}, found {found:?}{}", file.shard(name)));
+                }
                 None => return Err(format!("missing `{name}`: expected shape {shape:?}")),
             },
             Source::Map(map) => match map.get(name) {
