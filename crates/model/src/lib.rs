@@ -1,7 +1,10 @@
 //! CLIP, U-Net, VAE, LoRA adapters, tokenizer and noise schedule; diffusers folders in and out.
 
 mod error;
+mod index;
 mod layers;
+mod parts;
+mod prompts;
 
 pub mod adapter;
 pub mod config;
@@ -16,9 +19,11 @@ pub mod vae;
 pub use adapter::{Adapter, Delta};
 pub use config::{SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
 pub use error::{Error, Result};
+pub use index::Pipeline;
 pub use layers::{Activation, with_plain_attention};
-pub use model::{DiffusionModel, LoadOptions, model_index};
+pub use model::{DiffusionModel, LoadOptions};
 pub use policy::{AddedPair, Conditioning, Policy, PromptEmbeds};
+pub use prompts::SecondTextEncoder;
 pub use schedule::NoiseSchedule;
 pub use text::{ClipTextModel, TextOutput};
 pub use tokenizer::ClipTokenizer;

@@ -4,17 +4,19 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use seedpo_tensor::{Params, WeightFile, write_atomic, write_weights};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use crate::config::{Reader, SchedulerConfig, TextConfig, UNetConfig, VaeConfig, wrong};
-use crate::policy::PromptEmbeds;
+use crate::Result;
+use crate::config::{SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
+use crate::index::Pipeline;
+use crate::parts::{TextParts, check_parts};
+use crate::prompts::SecondTextEncoder;
 use crate::schedule::NoiseSchedule;
 use crate::text::ClipTextModel;
 use crate::tokenizer::ClipTokenizer;
 use crate::unet::UNet2DConditionModel;
 use crate::vae::{AutoencoderKl, modern_names};
-use crate::{Error, Result};
 
 const UNET_FILES: &[&str] = &["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"];
 const TEXT_FILES: &[&str] = &["model.safetensors", "model.fp16.safetensors"];
@@ -37,7 +39,8 @@ pub struct LoadOptions {
     pub kind: Kind,
     /// The text encoder's number type; prompts are encoded once, so f32 costs nothing.
     pub text_encoder_kind: Kind,
-    /// The VAE's number type; Stable Diffusion's overflows in f16.
+    /// The VAE's number type. Stable Diffusion's overflows in f16: where its configuration says so (`force_upcast`),
+    /// f16 becomes f32 and a warning is logged.
     pub vae_kind: Kind,
 }
 
@@ -55,13 +58,15 @@ impl LoadOptions {
     }
 }
 
-/// The frozen base model: tokenizer, text encoder, U-Net, VAE and noise schedule of a Stable Diffusion folder.
+/// The frozen base model: tokenizers, text encoders, U-Net, VAE and noise schedule of a Stable Diffusion folder.
 #[derive(Debug)]
 pub struct DiffusionModel {
     /// Prompts to token ids.
     pub tokenizer: ClipTokenizer,
     /// Token ids to prompt embeddings.
     pub text_encoder: ClipTextModel,
+    /// SDXL's second tokenizer and text encoder; `None` in SD 1.x and 2.x.
+    pub text_encoder_2: Option<SecondTextEncoder>,
     /// Predicts the noise in latents.
     pub unet: UNet2DConditionModel,
     /// Images to latents and back.
@@ -75,28 +80,38 @@ pub struct DiffusionModel {
 }
 
 impl DiffusionModel {
-    /// Loads a diffusers folder (`model_index.json`, `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`).
+    /// Loads a diffusers folder (`model_index.json`, `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`; SDXL:
+    /// `text_encoder_2/` and `tokenizer_2/` too).
     ///
     /// Errors name file, key, expected and found: a missing or malformed file, an option that is not implemented, a
     /// tensor that is missing, surplus or misshaped, parts that do not fit each other.
     pub fn load(folder: &Path, options: &LoadOptions) -> Result<Self> {
-        check_index(&folder.join("model_index.json"))?;
+        let pipeline = Pipeline::from_file(&folder.join("model_index.json"))?;
         let scheduler = SchedulerConfig::from_file(&folder.join("scheduler/scheduler_config.json"))?;
         let unet_config = UNetConfig::from_file(&folder.join("unet/config.json"))?;
         let vae_config = VaeConfig::from_file(&folder.join("vae/config.json"))?;
-        let text_config = TextConfig::from_file(&folder.join("text_encoder/config.json"))?;
-        check_parts(folder, &unet_config, &vae_config, &text_config)?;
         let schedule = NoiseSchedule::new(&scheduler)?;
-        let tokenizer = ClipTokenizer::from_folder(&folder.join("tokenizer"))?;
-        check_tokenizer(folder, &tokenizer, &text_config)?;
+        let text = TextParts::read(folder, "", false)?;
+        let second = match pipeline {
+            Pipeline::StableDiffusion => None,
+            Pipeline::StableDiffusionXl { .. } => Some(TextParts::read(folder, "_2", true)?),
+        };
+        check_parts(folder, &unet_config, &vae_config, &text, second.as_ref())?;
         let device = options.device;
         let open = |part: &str, files| open_weights(&folder.join(part), files);
-        let text = Params::from_file(open("text_encoder", TEXT_FILES)?, device, options.text_encoder_kind);
         let unet = Params::from_file(open("unet", UNET_FILES)?, device, options.kind);
-        let vae = vae_params(open("vae", UNET_FILES)?, device, options.vae_kind)?;
+        let vae_kind = vae_kind(options, &vae_config, pipeline);
+        let vae = vae_params(open("vae", UNET_FILES)?, device, vae_kind)?;
+        let (tokenizer, text_encoder) = load_text(text, folder, options)?;
+        let second = second.map(|second| load_text(second, folder, options)).transpose()?;
         Ok(Self {
             tokenizer,
-            text_encoder: ClipTextModel::new(text_config, text)?,
+            text_encoder,
+            text_encoder_2: second.map(|(tokenizer, text_encoder)| SecondTextEncoder {
+                tokenizer,
+                text_encoder,
+                force_zeros_for_empty_prompt: pipeline.forces_zeros(),
+            }),
             unet: UNet2DConditionModel::new(unet_config, unet)?,
             vae: AutoencoderKl::new(vae_config, vae)?,
             schedule,
@@ -105,10 +120,10 @@ impl DiffusionModel {
         })
     }
 
-    /// A model with fresh random weights in PyTorch's default distributions (the text encoder: transformers'), each
+    /// A model with one text encoder and fresh random weights in PyTorch's default distributions (the text encoder: transformers'), each
     /// drawn from `seed` and its name.
     ///
-    /// Errors: [`Error::Config`] where a configuration contradicts itself or the parts do not fit each other.
+    /// Errors: [`crate::Error::Config`] where a configuration contradicts itself or the parts do not fit each other.
     pub fn init(
         tokenizer: ClipTokenizer,
         text: TextConfig,
@@ -119,11 +134,13 @@ impl DiffusionModel {
         device: Device,
     ) -> Result<Self> {
         let place = Path::new("");
-        check_parts(place, &unet, &vae, &text)?;
-        check_tokenizer(place, &tokenizer, &text)?;
+        let text = TextParts { suffix: "", tokenizer, config: text };
+        text.check(place)?;
+        check_parts(place, &unet, &vae, &text, None)?;
         Ok(Self {
-            tokenizer,
-            text_encoder: ClipTextModel::new(text, Params::init(seed, device))?,
+            tokenizer: text.tokenizer,
+            text_encoder: ClipTextModel::new(text.config, Params::init(seed, device))?,
+            text_encoder_2: None,
             unet: UNet2DConditionModel::new(unet, Params::init(seed, device))?,
             vae: AutoencoderKl::new(vae, Params::init(seed, device))?,
             schedule: NoiseSchedule::new(&scheduler)?,
@@ -132,50 +149,35 @@ impl DiffusionModel {
         })
     }
 
-    /// Writes a folder that `StableDiffusionPipeline.from_pretrained` loads, weights as they are, or in `storage`
+    /// Writes a folder that `StableDiffusionPipeline` (or `StableDiffusionXLPipeline`) `.from_pretrained` loads, weights as they are, or in `storage`
     /// (f16 halves the files). Existing files of the same names are replaced, each in one step.
     ///
     /// Errors: what the operating system refuses, by file.
     pub fn save(&self, folder: &Path, storage: Option<Kind>) -> Result<()> {
-        for part in ["unet", "vae", "text_encoder", "tokenizer", "scheduler"] {
-            let path = folder.join(part);
-            std::fs::create_dir_all(&path).map_err(|e| seedpo_tensor::Error::io(&path, e))?;
+        for part in ["unet", "vae", "scheduler"] {
+            make_folder(&folder.join(part))?;
         }
         save_weights(&folder.join("unet").join(UNET_FILES[0]), self.unet.parameters(), storage)?;
         save_weights(&folder.join("vae").join(UNET_FILES[0]), self.vae.parameters(), storage)?;
-        let text = with_text_prefix(self.text_encoder.parameters());
-        save_weights(&folder.join("text_encoder").join(TEXT_FILES[0]), &text, storage)?;
         save_json(&folder.join("unet/config.json"), &self.unet.config().to_json())?;
         save_json(&folder.join("vae/config.json"), &self.vae.config().to_json())?;
-        save_json(&folder.join("text_encoder/config.json"), &self.text_encoder.config().to_json())?;
         save_json(&folder.join("scheduler/scheduler_config.json"), &self.scheduler.to_json())?;
-        copy_tokenizer(self.tokenizer.folder(), &folder.join("tokenizer"))?;
-        // Last: a folder without it is no model yet.
-        save_json(&folder.join("model_index.json"), &model_index())
-    }
-
-    /// Prompt embeddings, f32 `[B, L, D]`, on the text encoder's device; prompts longer than L tokens are cut.
-    /// No gradient is recorded.
-    ///
-    /// Errors: [`Error::Argument`] for no prompts; what the tokenizer refuses.
-    pub fn encode_prompts(&self, prompts: &[impl AsRef<str>]) -> Result<PromptEmbeds> {
-        if prompts.is_empty() {
-            return Err(Error::Argument {
-                what: "prompts".into(),
-                expected: "at least one prompt".into(),
-                found: "none".into(),
-            });
+        save_text(folder, "", &self.tokenizer, &self.text_encoder, storage)?;
+        if let Some(second) = &self.text_encoder_2 {
+            save_text(folder, "_2", &second.tokenizer, &second.text_encoder, storage)?;
         }
-        let input_ids = self.tokenizer.encode(prompts)?;
-        let output = tch::no_grad(|| self.text_encoder.forward(&input_ids))?;
-        Ok(PromptEmbeds { prompt_embeds: output.prompt_embeds.to_kind(Kind::Float), pooled: None })
+        // Last: a folder without it is no model yet.
+        save_json(&folder.join("model_index.json"), &self.pipeline().to_json())
     }
 
-    /// What guidance points away from: the embeddings of one negative prompt, or of the empty prompt.
-    ///
-    /// Errors: as [`Self::encode_prompts`].
-    pub fn encode_negative_prompt(&self, prompt: &str) -> Result<PromptEmbeds> {
-        self.encode_prompts(&[prompt])
+    /// What kind of pipeline this is.
+    pub fn pipeline(&self) -> Pipeline {
+        match &self.text_encoder_2 {
+            None => Pipeline::StableDiffusion,
+            Some(second) => {
+                Pipeline::StableDiffusionXl { force_zeros_for_empty_prompt: second.force_zeros_for_empty_prompt }
+            }
+        }
     }
 
     /// Where the U-Net is.
@@ -191,65 +193,22 @@ impl DiffusionModel {
     }
 }
 
-/// Refuses pipelines other than Stable Diffusion 1.x and 2.x, naming the part that is different.
-fn check_index(path: &Path) -> Result<()> {
-    let mut index = Reader::open(path)?;
-    index.class("_class_name", &["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"])?;
-    let parts = [
-        ("unet", &["UNet2DConditionModel"][..]),
-        ("vae", &["AutoencoderKL"]),
-        ("text_encoder", &["CLIPTextModel"]),
-        ("tokenizer", &["CLIPTokenizer", "CLIPTokenizerFast"]),
-    ];
-    for (part, classes) in parts {
-        let Some(value) = index.raw(part) else {
-            return Err(wrong(path, part, format!("a {}", classes[0]), "no such key"));
-        };
-        let class = value.get(1).and_then(Value::as_str);
-        if !class.is_some_and(|c| classes.contains(&c)) {
-            return Err(index.wrong(part, format!("a {}", classes.join(" or ")), &value));
-        }
-    }
-    // The noise schedule is read from any sampler; the rest takes no part in training.
-    index.ignore(&["scheduler", "safety_checker", "feature_extractor", "requires_safety_checker"]);
-    if let Some(value) =
-        index.raw("image_encoder").filter(|v| v.as_array().is_none_or(|a| a.iter().any(|x| !x.is_null())))
-        && !value.is_null()
-    {
-        return Err(index.wrong("image_encoder", "null (image prompts are not implemented)", &value));
-    }
-    index.finish()
+fn load_text(text: TextParts, folder: &Path, options: &LoadOptions) -> Result<(ClipTokenizer, ClipTextModel)> {
+    let file = open_weights(&folder.join(format!("text_encoder{}", text.suffix)), TEXT_FILES)?;
+    let params = Params::from_file(file, options.device, options.text_encoder_kind);
+    Ok((text.tokenizer, ClipTextModel::new(text.config, params)?))
 }
 
-fn check_parts(folder: &Path, unet: &UNetConfig, vae: &VaeConfig, text: &TextConfig) -> Result<()> {
-    let path = folder.join("unet/config.json");
-    if let Some(width) = unet.cross_attention_dim.iter().find(|d| **d != text.hidden_size) {
-        let expected = format!("{} (hidden_size of text_encoder/config.json)", text.hidden_size);
-        return Err(wrong(&path, "cross_attention_dim", expected, width));
+/// The VAE's number type: never f16 where its configuration says that f16 overflows. Tells the user of it.
+fn vae_kind(options: &LoadOptions, config: &VaeConfig, pipeline: Pipeline) -> Kind {
+    if !config.force_upcast || (options.kind != Kind::Half && options.vae_kind != Kind::Half) {
+        return options.vae_kind;
     }
-    for (key, channels) in [("in_channels", unet.in_channels), ("out_channels", unet.out_channels)] {
-        if channels != vae.latent_channels {
-            let expected = format!("{} (latent_channels of vae/config.json)", vae.latent_channels);
-            return Err(wrong(&path, key, expected, channels));
-        }
+    let kind = if options.vae_kind == Kind::Half { Kind::Float } else { options.vae_kind };
+    if options.vae_kind == Kind::Half || pipeline != Pipeline::StableDiffusion {
+        tracing::warn!("the autoencoder runs in {kind:?}: it overflows in f16 (force_upcast in vae/config.json)");
     }
-    Ok(())
-}
-
-fn check_tokenizer(folder: &Path, tokenizer: &ClipTokenizer, text: &TextConfig) -> Result<()> {
-    let longest = text.max_position_embeddings;
-    if tokenizer.max_length() as i64 > longest {
-        let path = folder.join("tokenizer/tokenizer_config.json");
-        let expected = format!("at most {longest} (max_position_embeddings of text_encoder/config.json)");
-        return Err(wrong(&path, "model_max_length", expected, tokenizer.max_length()));
-    }
-    let largest = tokenizer.eos_token_id().max(tokenizer.pad_token_id());
-    if largest >= text.vocab_size {
-        let path = folder.join("text_encoder/config.json");
-        let expected = format!("more than {largest} (the tokenizer's largest special token)");
-        return Err(wrong(&path, "vocab_size", expected, text.vocab_size));
-    }
-    Ok(())
+    kind
 }
 
 /// Opens the first of `files` that is in `folder`.
@@ -281,9 +240,30 @@ fn vae_params(file: WeightFile, device: Device, kind: Kind) -> Result<Params> {
     Ok(Params::from_tensors(file.path(), tensors, device, kind))
 }
 
-/// The names on disk all begin with `text_model.`, whatever the file they came from.
+fn make_folder(path: &Path) -> Result<()> {
+    Ok(std::fs::create_dir_all(path).map_err(|e| seedpo_tensor::Error::io(path, e))?)
+}
+
+/// Writes `text_encoder<suffix>` and `tokenizer<suffix>`.
+fn save_text(
+    folder: &Path,
+    suffix: &str,
+    tokenizer: &ClipTokenizer,
+    text_encoder: &ClipTextModel,
+    storage: Option<Kind>,
+) -> Result<()> {
+    let place = folder.join(format!("text_encoder{suffix}"));
+    make_folder(&place)?;
+    save_weights(&place.join(TEXT_FILES[0]), &with_text_prefix(text_encoder.parameters()), storage)?;
+    save_json(&place.join("config.json"), &text_encoder.config().to_json())?;
+    let place = folder.join(format!("tokenizer{suffix}"));
+    make_folder(&place)?;
+    copy_tokenizer(tokenizer.folder(), &place)
+}
+
+/// The transformer's names on disk all begin with `text_model.`, whatever the file they came from.
 fn with_text_prefix(parameters: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
-    let prefixed = |name: &String| match name.starts_with("text_model.") {
+    let prefixed = |name: &String| match name.starts_with("text_model.") || name.starts_with("text_projection.") {
         true => name.clone(),
         false => format!("text_model.{name}"),
     };
@@ -319,21 +299,4 @@ fn copy_tokenizer(from: &Path, to: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// `model_index.json` of the folders written here: a `StableDiffusionPipeline` without safety checker.
-pub fn model_index() -> Value {
-    json!({
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": "0.38.0",
-        "feature_extractor": [null, null],
-        "image_encoder": [null, null],
-        "requires_safety_checker": false,
-        "safety_checker": [null, null],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    })
 }

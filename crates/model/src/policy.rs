@@ -36,6 +36,11 @@ impl PromptEmbeds {
         })
     }
 
+    /// Zeros of the same shapes.
+    pub fn zeros_like(&self) -> Self {
+        Self { prompt_embeds: self.prompt_embeds.zeros_like(), pooled: self.pooled.as_ref().map(Tensor::zeros_like) }
+    }
+
     /// The same on `device`.
     pub fn to_device(&self, device: Device) -> Self {
         Self {

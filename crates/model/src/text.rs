@@ -1,4 +1,4 @@
-//! CLIP's text encoder (`CLIPTextModel` of transformers 5).
+//! CLIP's text encoders (`CLIPTextModel` and `CLIPTextModelWithProjection` of transformers 5).
 
 use std::collections::BTreeMap;
 
@@ -14,11 +14,17 @@ use crate::{Error, Result};
 pub struct TextOutput {
     /// The last layer's hidden states after the final layer norm, `[B, L, D]`: what the U-Net attends to.
     pub prompt_embeds: Tensor,
-    /// The hidden state at the end-of-text token, `[B, D]`.
+    /// What goes into the last layer, `[B, L, D]` (`hidden_states[-2]`, without a layer norm): SDXL's U-Net attends to
+    /// this.
+    pub penultimate: Tensor,
+    /// The state of `prompt_embeds` at the end-of-text token, `[B, D]`.
     pub pooled: Tensor,
+    /// The projection of `pooled`, `[B, P]`, where the configuration has one.
+    pub text_embeds: Option<Tensor>,
 }
 
-/// CLIP's causal text transformer. Equal to transformers' `CLIPTextModel`.
+/// CLIP's causal text transformer. Equal to transformers' `CLIPTextModel`, or `CLIPTextModelWithProjection` by
+/// configuration.
 #[derive(Debug)]
 pub struct ClipTextModel {
     config: TextConfig,
@@ -28,6 +34,7 @@ pub struct ClipTextModel {
     position_embedding: Tensor,
     layers: Vec<Layer>,
     final_layer_norm: LayerNorm,
+    text_projection: Option<Linear>,
 }
 
 impl ClipTextModel {
@@ -40,7 +47,7 @@ impl ClipTextModel {
         config.validate()?;
         let bare = params.root().has("embeddings.token_embedding.weight");
         let root = if bare { params.root() } else { params.root().sub("text_model") };
-        let mut network = Self::build(config, &root);
+        let mut network = Self::build(config, &root, &params.root());
         network.parameters = params.finish_ignoring(|name| name.ends_with("embeddings.position_ids"))?;
         Ok(network)
     }
@@ -49,19 +56,25 @@ impl ClipTextModel {
     pub fn parameter_shapes(config: &TextConfig) -> Result<BTreeMap<String, Vec<i64>>> {
         config.validate()?;
         let params = Params::shapes_only();
-        Self::build(config.clone(), &params.root().sub("text_model"));
+        Self::build(config.clone(), &params.root().sub("text_model"), &params.root());
         Ok(params.asked_shapes())
     }
 
-    fn build(config: TextConfig, root: &ParamPath<'_>) -> Self {
+    /// `root` is the transformer's place, `top` that of the projection.
+    fn build(config: TextConfig, root: &ParamPath<'_>, top: &ParamPath<'_>) -> Self {
         let (width, normal) = (config.hidden_size, Init::Normal(0.02));
         let embedding = |name: &str, rows| root.sub("embeddings").sub(name).get("weight", &[rows, width], normal);
         let layer = |i: i64| Layer::new(&root.sub(format!("encoder.layers.{i}")), &config);
         let token_embedding = embedding("token_embedding", config.vocab_size);
+        let projection = || {
+            let init = Init::Normal((width as f64).powf(-0.5));
+            Linear::with_init(&top.sub("text_projection"), width, config.projection_dim, false, init, Init::Zeros)
+        };
         Self {
             position_embedding: embedding("position_embedding", config.max_position_embeddings),
             layers: (0..config.num_hidden_layers).map(layer).collect(),
             final_layer_norm: LayerNorm::new(&root.sub("final_layer_norm"), width, config.layer_norm_eps),
+            text_projection: config.with_projection.then(projection),
             parameters: BTreeMap::new(),
             device: token_embedding.device(),
             token_embedding,
@@ -97,12 +110,15 @@ impl ClipTextModel {
         let input_ids = input_ids.to_device(self.device).to_kind(Kind::Int64);
         let positions = self.position_embedding.narrow(0, 0, length).unsqueeze(0);
         let mut x = Tensor::embedding(&self.token_embedding, &input_ids, -1, false, false) + positions;
+        let mut penultimate = x.shallow_clone();
         for layer in &self.layers {
-            x = layer.forward(&x);
+            penultimate = x;
+            x = layer.forward(&penultimate);
         }
         let prompt_embeds = self.final_layer_norm.forward(&x);
         let pooled = self.pool(&prompt_embeds, &input_ids);
-        Ok(TextOutput { prompt_embeds, pooled })
+        let text_embeds = self.text_projection.as_ref().map(|projection| projection.forward(&pooled));
+        Ok(TextOutput { prompt_embeds, penultimate, pooled, text_embeds })
     }
 
     /// The state at the first end-of-text token, or, where the config has the old slip `eos_token_id = 2`, at the

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use seedpo_model::model_index;
+use seedpo_model::Pipeline;
 use seedpo_tensor::{write_atomic, write_weights};
 use serde_json::Value;
 use tch::{Kind, Tensor};
@@ -50,7 +50,7 @@ impl Trained<'_> {
         write_half(&folder.join("unet/diffusion_pytorch_model.safetensors"), self.unet)?;
         write_half(&folder.join("text_encoder/model.safetensors"), self.text)?;
         write_atomic(&folder.join("README.md"), model_card(recipe, self.facts()).as_bytes())?;
-        write_json(&folder.join("model_index.json"), &model_index())
+        write_json(&folder.join("model_index.json"), &Pipeline::StableDiffusion.to_json())
     }
 
     fn facts(&self) -> CardFacts {

@@ -91,8 +91,8 @@ fn an_unknown_prediction_type() {
 #[test]
 fn another_kind_of_pipeline() {
     let room = Room::new();
-    room.edit("model/model_index.json", |text| text.replace("StableDiffusionPipeline", "StableDiffusionXLPipeline"));
-    refuses(&room, &SAMPLE, &["model_index.json", "StableDiffusionXLPipeline"]);
+    room.edit("model/model_index.json", |text| text.replace("StableDiffusionPipeline", "StableDiffusion3Pipeline"));
+    refuses(&room, &SAMPLE, &["model_index.json", "StableDiffusion3Pipeline"]);
 }
 
 #[test]

@@ -27,8 +27,10 @@ pub struct TextConfig {
     pub hidden_act: Activation,
     /// Epsilon of all layer norms.
     pub layer_norm_eps: f64,
-    /// Width of the projection that `CLIPTextModelWithProjection` adds; not used here, kept for saving.
+    /// Width P of the projection that `CLIPTextModelWithProjection` adds.
     pub projection_dim: i64,
+    /// Whether that projection is there (`architectures`): SDXL's second encoder.
+    pub with_projection: bool,
     /// First token of every prompt.
     pub bos_token_id: i64,
     /// Last token of every prompt; 2 stands for "the largest id", an old slip that transformers keeps.
@@ -49,12 +51,16 @@ impl Default for TextConfig {
             hidden_act: Activation::QuickGelu,
             layer_norm_eps: 1e-5,
             projection_dim: 512,
+            with_projection: false,
             bos_token_id: 49406,
             eos_token_id: 49407,
             pad_token_id: 1,
         }
     }
 }
+
+const PLAIN: &str = "CLIPTextModel";
+const WITH_PROJECTION: &str = "CLIPTextModelWithProjection";
 
 /// Keys of transformers' configurations that do not change the forward pass of a frozen text encoder.
 const WITHOUT_EFFECT: &[&str] = &[
@@ -90,12 +96,7 @@ impl TextConfig {
     fn read(mut r: Reader, path: &Path) -> Result<Self> {
         let d = Self::default();
         r.class("model_type", &["clip_text_model"])?;
-        if let Some(value) = r.raw("architectures") {
-            let known = value.as_array().is_some_and(|names| names.iter().all(|n| n == "CLIPTextModel"));
-            if !known && !value.is_null() {
-                return Err(r.wrong("architectures", "[\"CLIPTextModel\"]", &value));
-            }
-        }
+        let with_projection = read_architecture(&mut r)?;
         let int = "an integer";
         let config = Self {
             vocab_size: r.take("vocab_size", int, d.vocab_size)?,
@@ -107,6 +108,7 @@ impl TextConfig {
             hidden_act: r.activation("hidden_act", d.hidden_act)?,
             layer_norm_eps: r.take("layer_norm_eps", "a number", d.layer_norm_eps)?,
             projection_dim: r.take("projection_dim", int, d.projection_dim)?,
+            with_projection,
             bos_token_id: r.take("bos_token_id", int, d.bos_token_id)?,
             eos_token_id: r.take("eos_token_id", int, d.eos_token_id)?,
             pad_token_id: r.take("pad_token_id", int, d.pad_token_id)?,
@@ -121,7 +123,7 @@ impl TextConfig {
     /// The contents of `config.json`, as transformers reads them.
     pub fn to_json(&self) -> Value {
         json!({
-            "architectures": ["CLIPTextModel"],
+            "architectures": [if self.with_projection { WITH_PROJECTION } else { PLAIN }],
             "attention_dropout": 0.0,
             "bos_token_id": self.bos_token_id,
             "dropout": 0.0,
@@ -158,7 +160,9 @@ impl TextConfig {
             ("num_hidden_layers", self.num_hidden_layers, 1000),
             ("max_position_embeddings", self.max_position_embeddings, 1_000_000),
         ];
-        for (key, found, most) in positive {
+        // Without the projection its width is kept for saving only.
+        let projection = self.with_projection.then_some(("projection_dim", self.projection_dim, 100_000));
+        for (key, found, most) in positive.into_iter().chain(projection) {
             if !(1..=most).contains(&found) {
                 return Err(wrong(path, key, format!("1 to {most}"), found));
             }
@@ -168,5 +172,16 @@ impl TextConfig {
             return Err(wrong(path, "num_attention_heads", expected, self.num_attention_heads));
         }
         Ok(())
+    }
+}
+
+/// Whether `architectures` names the class with a projection; absent means the plain one.
+fn read_architecture(r: &mut Reader) -> Result<bool> {
+    let Some(value) = r.raw("architectures").filter(|value| !value.is_null()) else { return Ok(false) };
+    let all = |class: &str| value.as_array().is_some_and(|names| names.iter().all(|name| name == class));
+    match (all(PLAIN), all(WITH_PROJECTION)) {
+        (true, _) => Ok(false),
+        (_, true) => Ok(true),
+        _ => Err(r.wrong("architectures", format!("[{PLAIN:?}] or [{WITH_PROJECTION:?}]"), &value)),
     }
 }

@@ -32,7 +32,7 @@ pub struct VaeConfig {
     pub sample_size: i64,
     /// The U-Net sees latents times this.
     pub scaling_factor: f64,
-    /// Kept for saving: that half precision overflows in this VAE.
+    /// Half precision (f16) overflows in this VAE; loading never puts it there.
     pub force_upcast: bool,
     /// A 1×1 convolution after the encoder.
     pub use_quant_conv: bool,
