@@ -56,8 +56,8 @@ fn samples_do_not_depend_on_the_batch_size_or_the_other_prompts() {
     let room = Room::new();
     let base = ["--quiet", "sample", "--model", "model", "--steps", "3", "--eta", "1", "--seed", "5"];
     let with = |more: &[&str]| done(&room, &[&base[..], more].concat());
-    let text = with(&["--prompt", "red apple", "--prompt", "b", "-n", "3", "--batch", "1", "--out", "one"]);
-    assert!(text.contains("6 picture(s)"), "{text}");
+    let text = with(&["--prompt", "red apple", "--prompt", "b", "-n", "3", "--batch", "1", "--grid", "--out", "one"]);
+    assert!(text.contains("6 picture(s) and grid.png"), "{text}");
     with(&["--prompt", "red apple", "--prompt", "b", "-n", "3", "--batch", "8", "--out", "eight"]);
     with(&["--prompt", "red apple", "-n", "2", "--batch", "2", "--out", "alone"]);
     let read = |path: &str| read_png(&room.path(path)).unwrap();
@@ -73,7 +73,25 @@ fn samples_do_not_depend_on_the_batch_size_or_the_other_prompts() {
     assert_eq!((texts["prompt"].as_str(), texts["seed"].as_str()), ("red apple", "5"));
     let settings: serde_json::Value = serde_json::from_str(&texts["settings"]).unwrap();
     assert_eq!((settings["steps"].as_i64(), settings["number"].as_i64()), (Some(3), Some(1)));
-    assert!(read("one/grid.png").image.size()[0] > SIDE);
+    assert!(texts["parameters"].starts_with("red apple\nSteps: 3, Sampler: DDIM, CFG scale: 5, Seed: 5, Size: 16x16"));
+    assert!(read("one/grid.png").image.size()[0] > SIDE && !room.path("alone/grid.png").exists());
+}
+
+#[test]
+fn every_sampler_and_size_draws() {
+    let room = Room::new();
+    let base = ["-q", "sample", "--model", "model", "--prompt", "a", "--prompt", "a", "--steps", "4"];
+    let mut pictures: Vec<Tensor> = Vec::new();
+    for name in ["ddim", "euler", "euler-karras", "euler-a", "dpmpp-2m", "dpmpp-2m-karras"] {
+        let size = ["--resolution", "24", "--width", "18", "--sampler", name, "--out", name];
+        done(&room, &[&base[..], &size].concat());
+        let read = |file: &str| read_png(&room.path(name).join(file)).unwrap();
+        let first = read("0000-a-0.png");
+        assert_eq!(first.image.size(), [24, 18, 3], "{name}");
+        assert_eq!(first.image, read("0001-a-0.png").image, "{name}: equal prompts, equal pictures");
+        assert!(pictures.iter().all(|other| *other != first.image), "{name}");
+        pictures.push(first.image);
+    }
 }
 
 #[cfg(unix)]
@@ -103,7 +121,7 @@ fn an_adapter_changes_the_picture_and_a_zero_one_does_not() {
     let unet = model(&room).unet;
     let fresh = Adapter::lora(&unet, &LoraConfig::default(), 3).unwrap();
     fresh.save(&room.path("zero.safetensors")).unwrap();
-    trained(&fresh, 1.0);
+    trained(&fresh, 0.2);
     std::fs::create_dir(room.path("run")).unwrap();
     fresh.save(&room.path("run/pytorch_lora_weights.safetensors")).unwrap();
     let base = ["-q", "sample", "--model", "model", "--prompt", "a", "--steps", "4"];
@@ -111,7 +129,17 @@ fn an_adapter_changes_the_picture_and_a_zero_one_does_not() {
     done(&room, &[&base[..], &["--adapter", "zero.safetensors", "--out", "zero"]].concat());
     done(&room, &[&base[..], &["--adapter", "run", "--out", "trained"]].concat());
     let picture = |folder: &str| read_png(&room.path(folder).join("0000-a-0.png")).unwrap().image;
+    done(
+        &room,
+        &[
+            &base[..],
+            &["--adapter", "run:0.5", "--adapter", "zero.safetensors", "--adapter", "run:0.5", "--out", "halves"],
+        ]
+        .concat(),
+    );
     assert_eq!(picture("base"), picture("zero"));
+    let apart = largest_difference(&picture("halves"), &picture("trained"));
+    assert!(apart <= 1.0, "two halves are one whole: {apart}");
     assert!(largest_difference(&picture("base"), &picture("trained")) > 0.0);
 }
 

@@ -281,3 +281,29 @@ fn bytes_that_are_no_adapter_are_refused_and_a_failed_save_leaves_nothing() {
     assert!(merged.contains("merged.safetensors") && merged.contains("merged weight"), "{merged}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
+
+#[test]
+fn combined_adapters_add_up_exactly() {
+    let unet = unet();
+    let lora = |rank, alpha, seed| {
+        let adapter = Adapter::lora(&unet, &LoraConfig { rank, alpha, ..LoraConfig::default() }, seed).unwrap();
+        tch::no_grad(|| adapter.trainable().iter_mut().for_each(|(_, tensor)| drop(tensor.normal_(0.0, 0.1))));
+        adapter
+    };
+    let parts = [(lora(2, 4.0, 1), 0.7), (lora(3, 3.0, 2), -1.5)];
+    let path = parts[0].0.paths().next().unwrap().to_owned();
+    let change = |adapter: &Adapter| match adapter.delta(&path) {
+        Some(Delta::LowRank { a, b, scale }) => b.to_kind(Kind::Double).mm(&a.to_kind(Kind::Double)) * *scale,
+        other => panic!("{other:?}"),
+    };
+    let expected = change(&parts[0].0) * 0.7 - change(&parts[1].0) * 1.5;
+    let combined = Adapter::combined(&parts).unwrap();
+    assert!(off(&change(&combined), &expected) < 1e-6);
+    assert_eq!(combined.paths().count(), parts[0].0.paths().count());
+    assert!(combined.trainable().is_empty());
+    let merged = combined.merge(&unet).unwrap();
+    let Some(Delta::Weight(weight)) = merged.delta(&path) else { panic!("not merged") };
+    assert!(off(&(weight - unet.weight(&path).unwrap()), &expected) < 1e-4);
+    assert!(Adapter::combined(&[(merged, 1.0)]).unwrap_err().to_string().contains("merged"));
+    assert!(Adapter::combined(&[(lora(1, 1.0, 3), f64::NAN)]).unwrap_err().to_string().contains("finite"));
+}

@@ -3,6 +3,7 @@
 //! A base is shared and immutable; a policy is a base plus an [`Adapter`], a reference policy the same base with
 //! another adapter or none. Files: [`Adapter::load`], [`Adapter::save`].
 
+mod combine;
 mod file;
 mod keys;
 mod metadata;
