@@ -23,7 +23,7 @@ pub struct RunDir {
     path: PathBuf,
 }
 
-/// The files of a diffusers folder that a run depends on.
+/// The files of a diffusers folder that a run depends on, beside its weights.
 const MODEL_FILES: &[&str] = &[
     "model_index.json",
     "tokenizer/vocab.json",
@@ -37,22 +37,21 @@ const MODEL_FILES: &[&str] = &[
     "tokenizer_2/tokenizer_config.json",
     "tokenizer_2/special_tokens_map.json",
     "text_encoder/config.json",
-    "text_encoder/model.safetensors",
     "text_encoder_2/config.json",
-    "text_encoder_2/model.safetensors",
     "unet/config.json",
-    "unet/diffusion_pytorch_model.safetensors",
     "vae/config.json",
-    "vae/diffusion_pytorch_model.safetensors",
     "scheduler/scheduler_config.json",
 ];
 
 /// Hashes the model's files that exist, and the prompt file.
 pub fn hash_inputs(config: &TrainConfig) -> Result<InputHashes> {
     let model = Path::new(&config.model);
+    let variant = Some(config.variant.as_str()).filter(|name| !name.is_empty());
+    let mut files = seedpo_model::weight_files(model, variant);
+    files.extend(MODEL_FILES.iter().map(|name| ((*name).to_owned(), model.join(name))));
     let mut hashes = InputHashes::new();
-    for name in MODEL_FILES.iter().filter(|name| model.join(name).is_file()) {
-        hashes.insert((*name).to_string(), files::sha256_file(&model.join(name))?);
+    for (name, path) in files.into_iter().filter(|(_, path)| path.is_file()) {
+        hashes.insert(name, files::sha256_file(&path)?);
     }
     if !config.prompts_file.is_empty() {
         hashes.insert("prompts_file".into(), files::sha256_file(Path::new(&config.prompts_file))?);

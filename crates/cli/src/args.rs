@@ -63,6 +63,19 @@ pub struct Global {
     #[arg(long, global = true, value_name = "DTYPE", visible_alias = "mixed-precision")]
     pub dtype: Option<String>,
 
+    /// Which of several sets of weight files to read, e.g. fp16 for *.fp16.safetensors [default: full precision,
+    /// where it is there].
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Model files")]
+    pub variant: Option<String>,
+
+    /// What the U-Net predicts: epsilon or v_prediction [default: as the model's files say].
+    #[arg(long, global = true, value_name = "TYPE", help_heading = "Model files")]
+    pub prediction_type: Option<String>,
+
+    /// A folder with a CLIP tokenizer (vocab.json, merges.txt), instead of the model's own.
+    #[arg(long, global = true, value_name = "FOLDER", help_heading = "Model files")]
+    pub tokenizer: Option<String>,
+
     /// CPU threads, 1 to 1024 [default: OMP_NUM_THREADS, else all cores].
     #[arg(long, global = true, value_name = "N")]
     pub threads: Option<i32>,

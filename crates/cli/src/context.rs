@@ -1,6 +1,10 @@
 //! What every command is given: device, dtype, quiet or not.
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result, bail};
+use seedpo_model::LoadOptions;
+use seedpo_model::config::PredictionType;
 use seedpo_tensor::{Device, Kind, device::parse_device, tch};
 
 use crate::args::Global;
@@ -13,6 +17,32 @@ pub struct Context {
     pub quiet: bool,
     device: Option<String>,
     dtype: Option<String>,
+    files: FileFlags,
+}
+
+/// How a model's files are to be read, as flags and settings spell it; empty texts are not given.
+#[derive(Clone, Debug, Default)]
+pub struct FileFlags {
+    pub variant: String,
+    pub prediction_type: String,
+    pub tokenizer: String,
+}
+
+impl FileFlags {
+    /// Options for loading a model. Errors: a prediction type that is none.
+    pub fn load_options(&self, device: Device, kind: Kind) -> Result<LoadOptions> {
+        let given = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+        let prediction_type = given(&self.prediction_type).map(|name| {
+            let parsed = PredictionType::from_name(&name);
+            parsed.with_context(|| format!("prediction type: expected epsilon or v_prediction, found `{name}`"))
+        });
+        Ok(LoadOptions {
+            variant: given(&self.variant),
+            prediction_type: prediction_type.transpose()?,
+            tokenizer: given(&self.tokenizer).map(PathBuf::from),
+            ..LoadOptions::new(device, kind)
+        })
+    }
 }
 
 impl Context {
@@ -24,7 +54,13 @@ impl Context {
             }
             tch::set_num_threads(threads);
         }
-        Ok(Self { quiet: global.quiet, device: global.device.clone(), dtype: global.dtype.clone() })
+        let text = |flag: &Option<String>| flag.clone().unwrap_or_default();
+        let files = FileFlags {
+            variant: text(&global.variant),
+            prediction_type: text(&global.prediction_type),
+            tokenizer: text(&global.tokenizer),
+        };
+        Ok(Self { quiet: global.quiet, device: global.device.clone(), dtype: global.dtype.clone(), files })
     }
 
     /// The device to compute on, `auto` where none was named; asked once, before the first tensor.
@@ -55,6 +91,16 @@ impl Context {
             Kind::Half => "f16".to_owned(),
             _ => "f32".to_owned(),
         }))
+    }
+
+    /// How the user wants a model's files to be read.
+    pub fn files(&self) -> &FileFlags {
+        &self.files
+    }
+
+    /// Options for loading a model on `device`, from all flags. Errors: an unknown dtype or prediction type.
+    pub fn load_options(&self, device: Device) -> Result<LoadOptions> {
+        self.files.load_options(device, self.kind()?)
     }
 
     /// Progress on standard error, unless `--quiet`.

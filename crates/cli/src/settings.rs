@@ -30,7 +30,7 @@ const ALIASES: [(&str, &[&str]); 12] = [
 ];
 
 /// Keys whose flag is one of the flags that every command takes.
-const GLOBAL: [&str; 2] = ["device", "dtype"];
+const GLOBAL: [&str; 5] = ["device", "dtype", "variant", "prediction_type", "tokenizer"];
 
 /// Where a training run's settings come from.
 #[derive(Args, Debug)]
@@ -75,7 +75,11 @@ impl Settings {
             layer(&mut table, read_config(path)?);
         }
         let globals = [("device", context.device_flag()), ("dtype", context.dtype_flag()?)];
-        for (key, value) in globals {
+        let files = context.files();
+        let files =
+            [("variant", &files.variant), ("prediction_type", &files.prediction_type), ("tokenizer", &files.tokenizer)];
+        let files = files.map(|(key, text)| (key, Some(text.clone()).filter(|text| !text.is_empty())));
+        for (key, value) in globals.into_iter().chain(files) {
             if let Some(value) = value {
                 table.insert(key.to_owned(), Value::String(value));
             }
@@ -246,7 +250,8 @@ pub fn shown(name: &str, table: &Table) -> Option<String> {
 /// The heading a key stands under, in help and reports.
 pub fn heading(key: &str) -> &'static str {
     match key {
-        "model" | "prompts" | "prompts_file" | "judge" | "judge_scale" | "heldout_judge" => "Model, prompts, judges",
+        "model" | "variant" | "prediction_type" | "tokenizer" | "prompts" | "prompts_file" | "judge"
+        | "judge_scale" | "heldout_judge" => "Model, prompts, judges",
         "steps" | "eta" | "guidance_scale" | "resolution" | "prompts_per_iteration" | "rollout_batch_size" => "Rollout",
         "candidates" | "divert_start_step" | "threshold" => "SPO's candidates",
         "method" | "beta" | "entropy.gamma" | "entropy.form" | "clip" => "Objective",

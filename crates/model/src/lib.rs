@@ -3,8 +3,10 @@
 mod error;
 mod index;
 mod layers;
+mod layout;
 mod parts;
 mod prompts;
+mod sources;
 
 pub mod adapter;
 pub mod config;
@@ -21,6 +23,7 @@ pub use config::{SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
 pub use error::{Error, Result};
 pub use index::Pipeline;
 pub use layers::{Activation, with_plain_attention};
+pub use layout::weight_files;
 pub use model::{DiffusionModel, LoadOptions};
 pub use policy::{AddedPair, Conditioning, Policy, PromptEmbeds};
 pub use prompts::SecondTextEncoder;

@@ -8,18 +8,18 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
-use crate::config::{SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
+use crate::config::{PredictionType, SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
 use crate::index::Pipeline;
+use crate::layout::{DIFFUSERS, TRANSFORMERS};
 use crate::parts::{TextParts, check_parts};
 use crate::prompts::SecondTextEncoder;
 use crate::schedule::NoiseSchedule;
+use crate::sources::Sources;
 use crate::text::ClipTextModel;
 use crate::tokenizer::ClipTokenizer;
 use crate::unet::UNet2DConditionModel;
-use crate::vae::{AutoencoderKl, modern_names};
+use crate::vae::AutoencoderKl;
 
-const UNET_FILES: &[&str] = &["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"];
-const TEXT_FILES: &[&str] = &["model.safetensors", "model.fp16.safetensors"];
 /// What may lie in `tokenizer/`; those that do are copied on saving.
 const TOKENIZER_FILES: &[&str] = &[
     "vocab.json",
@@ -30,8 +30,8 @@ const TOKENIZER_FILES: &[&str] = &[
     "tokenizer.json",
 ];
 
-/// Where to put a model, and in which number type.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Where to put a model, in which number type, and what its files leave open.
+#[derive(Clone, Debug, PartialEq)]
 pub struct LoadOptions {
     /// The device of all three networks.
     pub device: Device,
@@ -42,6 +42,12 @@ pub struct LoadOptions {
     /// The VAE's number type. Stable Diffusion's overflows in f16: where its configuration says so (`force_upcast`),
     /// f16 becomes f32 and a warning is logged.
     pub vae_kind: Kind,
+    /// Which of several sets of weight files to read, e.g. `fp16`; `None` is full precision, where it is there.
+    pub variant: Option<String>,
+    /// What the U-Net predicts, where the model's files say otherwise or nothing.
+    pub prediction_type: Option<PredictionType>,
+    /// A folder with a CLIP tokenizer, instead of the model's own.
+    pub tokenizer: Option<PathBuf>,
 }
 
 impl Default for LoadOptions {
@@ -54,7 +60,15 @@ impl Default for LoadOptions {
 impl LoadOptions {
     /// The U-Net in `kind`, text encoder and VAE in f32.
     pub fn new(device: Device, kind: Kind) -> Self {
-        Self { device, kind, text_encoder_kind: Kind::Float, vae_kind: Kind::Float }
+        Self {
+            device,
+            kind,
+            text_encoder_kind: Kind::Float,
+            vae_kind: Kind::Float,
+            variant: None,
+            prediction_type: None,
+            tokenizer: None,
+        }
     }
 }
 
@@ -86,24 +100,17 @@ impl DiffusionModel {
     /// Errors name file, key, expected and found: a missing or malformed file, an option that is not implemented, a
     /// tensor that is missing, surplus or misshaped, parts that do not fit each other.
     pub fn load(folder: &Path, options: &LoadOptions) -> Result<Self> {
-        let pipeline = Pipeline::from_file(&folder.join("model_index.json"))?;
-        let scheduler = SchedulerConfig::from_file(&folder.join("scheduler/scheduler_config.json"))?;
-        let unet_config = UNetConfig::from_file(&folder.join("unet/config.json"))?;
-        let vae_config = VaeConfig::from_file(&folder.join("vae/config.json"))?;
+        let Sources { path, pipeline, scheduler, unet, vae, text, second } = Sources::open(folder, options)?;
         let schedule = NoiseSchedule::new(&scheduler)?;
-        let text = TextParts::read(folder, "", false)?;
-        let second = match pipeline {
-            Pipeline::StableDiffusion => None,
-            Pipeline::StableDiffusionXl { .. } => Some(TextParts::read(folder, "_2", true)?),
-        };
-        check_parts(folder, &unet_config, &vae_config, &text, second.as_ref())?;
         let device = options.device;
-        let open = |part: &str, files| open_weights(&folder.join(part), files);
-        let unet = Params::from_file(open("unet", UNET_FILES)?, device, options.kind);
-        let vae_kind = vae_kind(options, &vae_config, pipeline);
-        let vae = vae_params(open("vae", UNET_FILES)?, device, vae_kind)?;
-        let (tokenizer, text_encoder) = load_text(text, folder, options)?;
-        let second = second.map(|second| load_text(second, folder, options)).transpose()?;
+        let params = |file: WeightFile, kind| Params::from_file(file, device, kind);
+        let load_text = |(parts, file): (TextParts, WeightFile)| -> Result<_> {
+            let text_encoder = ClipTextModel::new(parts.config, params(file, options.text_encoder_kind))?;
+            Ok((parts.tokenizer, text_encoder))
+        };
+        let (tokenizer, text_encoder) = load_text(text)?;
+        let second = second.map(load_text).transpose()?;
+        let vae_kind = vae_kind(options, &vae.0, pipeline);
         Ok(Self {
             tokenizer,
             text_encoder,
@@ -112,11 +119,11 @@ impl DiffusionModel {
                 text_encoder,
                 force_zeros_for_empty_prompt: pipeline.forces_zeros(),
             }),
-            unet: UNet2DConditionModel::new(unet_config, unet)?,
-            vae: AutoencoderKl::new(vae_config, vae)?,
+            unet: UNet2DConditionModel::new(unet.0, params(unet.1, options.kind))?,
+            vae: AutoencoderKl::new(vae.0, params(vae.1, vae_kind))?,
             schedule,
             scheduler,
-            folder: folder.to_path_buf(),
+            folder: path,
         })
     }
 
@@ -157,8 +164,8 @@ impl DiffusionModel {
         for part in ["unet", "vae", "scheduler"] {
             make_folder(&folder.join(part))?;
         }
-        save_weights(&folder.join("unet").join(UNET_FILES[0]), self.unet.parameters(), storage)?;
-        save_weights(&folder.join("vae").join(UNET_FILES[0]), self.vae.parameters(), storage)?;
+        save_weights(&folder.join("unet").join(DIFFUSERS.saved()), self.unet.parameters(), storage)?;
+        save_weights(&folder.join("vae").join(DIFFUSERS.saved()), self.vae.parameters(), storage)?;
         save_json(&folder.join("unet/config.json"), &self.unet.config().to_json())?;
         save_json(&folder.join("vae/config.json"), &self.vae.config().to_json())?;
         save_json(&folder.join("scheduler/scheduler_config.json"), &self.scheduler.to_json())?;
@@ -193,12 +200,6 @@ impl DiffusionModel {
     }
 }
 
-fn load_text(text: TextParts, folder: &Path, options: &LoadOptions) -> Result<(ClipTokenizer, ClipTextModel)> {
-    let file = open_weights(&folder.join(format!("text_encoder{}", text.suffix)), TEXT_FILES)?;
-    let params = Params::from_file(file, options.device, options.text_encoder_kind);
-    Ok((text.tokenizer, ClipTextModel::new(text.config, params)?))
-}
-
 /// The VAE's number type: never f16 where its configuration says that f16 overflows. Tells the user of it.
 fn vae_kind(options: &LoadOptions, config: &VaeConfig, pipeline: Pipeline) -> Kind {
     if !config.force_upcast || (options.kind != Kind::Half && options.vae_kind != Kind::Half) {
@@ -209,35 +210,6 @@ fn vae_kind(options: &LoadOptions, config: &VaeConfig, pipeline: Pipeline) -> Ki
         tracing::warn!("the autoencoder runs in {kind:?}: it overflows in f16 (force_upcast in vae/config.json)");
     }
     kind
-}
-
-/// Opens the first of `files` that is in `folder`.
-fn open_weights(folder: &Path, files: &[&str]) -> Result<WeightFile> {
-    if let Some(path) = files.iter().map(|f| folder.join(f)).find(|p| p.exists()) {
-        return Ok(WeightFile::open(&path)?);
-    }
-    let expected = folder.join(files[0]);
-    let reason = if folder.join(format!("{}.index.json", files[0])).exists() {
-        "not there, only shards of it; save the model in one file (max_shard_size) and try again"
-    } else if has_pickle(folder) {
-        "not there, only a .bin file; save the model with safe_serialization=True and try again"
-    } else {
-        "no such file"
-    };
-    Err(seedpo_tensor::Error::format(expected, reason).into())
-}
-
-fn has_pickle(folder: &Path) -> bool {
-    ["diffusion_pytorch_model.bin", "pytorch_model.bin"].iter().any(|name| folder.join(name).exists())
-}
-
-fn vae_params(file: WeightFile, device: Device, kind: Kind) -> Result<Params> {
-    let old = file.names().any(|name| name.ends_with(".query.weight"));
-    if !old {
-        return Ok(Params::from_file(file, device, kind));
-    }
-    let tensors = modern_names(file.tensors()?);
-    Ok(Params::from_tensors(file.path(), tensors, device, kind))
 }
 
 fn make_folder(path: &Path) -> Result<()> {
@@ -254,7 +226,7 @@ fn save_text(
 ) -> Result<()> {
     let place = folder.join(format!("text_encoder{suffix}"));
     make_folder(&place)?;
-    save_weights(&place.join(TEXT_FILES[0]), &with_text_prefix(text_encoder.parameters()), storage)?;
+    save_weights(&place.join(TRANSFORMERS.saved()), &with_text_prefix(text_encoder.parameters()), storage)?;
     save_json(&place.join("config.json"), &text_encoder.config().to_json())?;
     let place = folder.join(format!("tokenizer{suffix}"));
     make_folder(&place)?;

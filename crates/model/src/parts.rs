@@ -14,10 +14,11 @@ pub(crate) struct TextParts {
 }
 
 impl TextParts {
-    /// Reads `tokenizer<suffix>` and `text_encoder<suffix>/config.json`.
-    pub fn read(folder: &Path, suffix: &'static str, with_projection: bool) -> Result<Self> {
+    /// Reads `tokenizer<suffix>` (or the `tokenizer` named) and `text_encoder<suffix>/config.json`.
+    pub fn read(folder: &Path, suffix: &'static str, with_projection: bool, tokenizer: Option<&Path>) -> Result<Self> {
         let config = TextConfig::from_file(&folder.join(format!("text_encoder{suffix}/config.json")))?;
-        let tokenizer = ClipTokenizer::from_folder(&folder.join(format!("tokenizer{suffix}")))?;
+        let own = folder.join(format!("tokenizer{suffix}"));
+        let tokenizer = ClipTokenizer::from_folder(tokenizer.unwrap_or(&own))?;
         // The class in model_index.json decides, as in diffusers: the configuration need not name one.
         let parts = Self { suffix, tokenizer, config: TextConfig { with_projection, ..config } };
         parts.check(folder)?;

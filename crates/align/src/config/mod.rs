@@ -88,6 +88,11 @@ settings! {
     TrainConfig, TABLE;
     model: String = String::new(), "a diffusers folder",
         "The base model: a folder in diffusers layout (tokenizer, text_encoder, unet, vae, scheduler).";
+    variant: String = String::new(), "a name such as fp16; empty = full precision, where it is there",
+        "Which of several sets of weight files to read.";
+    prediction_type: String = String::new(), "epsilon | v_prediction; empty = as the model's files say",
+        "What the U-Net predicts.";
+    tokenizer: String = String::new(), "a folder; empty = the model's own", "A CLIP tokenizer (vocab.json, merges.txt).";
     output_dir: String = "runs".into(), "a folder", "Where run folders are made.";
     name: String = String::new(), "a file name; empty = the method's name",
         "Name of the run folder; if taken, -2, -3, .. is appended.";

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use seedpo_model::{DiffusionModel, LoadOptions};
+use seedpo_model::DiffusionModel;
 use seedpo_tensor::{Device, Kind, Tensor, device::parse_device, memory, tch};
 
 use crate::context::Context;
@@ -151,9 +151,7 @@ fn model(named: Option<&Path>, context: &Context) -> Finding {
         Err(error) if named.is_none() => return Warn(format!("{error:#}")),
         Err(error) => return Bad(format!("{error:#}")),
     };
-    let load = || -> Result<DiffusionModel> {
-        Ok(DiffusionModel::load(&folder, &LoadOptions::new(Device::Cpu, context.kind()?))?)
-    };
+    let load = || -> Result<DiffusionModel> { Ok(DiffusionModel::load(&folder, &context.load_options(Device::Cpu)?)?) };
     match load() {
         Ok(model) => {
             let (size, channels) = models::native_size(&model);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use seedpo_model::{DiffusionModel, LoadOptions};
+use seedpo_model::DiffusionModel;
 use seedpo_pretrain::measure::{Figure, SampleSettings, measure};
 use seedpo_pretrain::preview::write_grid;
 use seedpo_pretrain::recipe::Compute;
@@ -257,7 +257,7 @@ impl Observer for Shown<'_> {
 fn run_measure(args: &MeasureArgs, context: &Context) -> Result<Outcome> {
     ensure!(args.names > 0, "--names: expected 1 or more, found 0");
     ensure!(args.guidance_scale.is_finite(), "--guidance-scale: expected a finite number");
-    let options = LoadOptions::new(context.device_or("cpu")?, context.kind()?);
+    let options = context.load_options(context.device_or("cpu")?)?;
     let model = DiffusionModel::load(&args.model, &options).context("--model")?;
     let vae = model.vae.config();
     let data = Dataset::read(&args.data, vae.sample_size).context("--data")?;

@@ -8,11 +8,11 @@ use seedpo_align::checkpoint::Checkpoint;
 use seedpo_align::run_dir::{RunDir, check_inputs, hash_inputs, resume_settings};
 use seedpo_align::{Finished, Parts, TrainConfig, Trainer, load_prompts, trainer};
 use seedpo_judge::Judge;
-use seedpo_model::{DiffusionModel, LoadOptions};
+use seedpo_model::DiffusionModel;
 use seedpo_tensor::device::parse_device;
 use toml::Table;
 
-use crate::context::{Context, parse_kind};
+use crate::context::{Context, FileFlags, parse_kind};
 use crate::failure::Outcome;
 use crate::observer::RunObserver;
 use crate::settings::Settings;
@@ -98,7 +98,9 @@ impl Start {
         let device = parse_device(&config.device).context("setting `device`")?;
         let kind = parse_kind(&config.dtype).context("setting `dtype`")?;
         context.note(&format!("loading {}", config.model));
-        let model = DiffusionModel::load(Path::new(&config.model), &LoadOptions::new(device, kind))?;
+        let (variant, prediction_type) = (config.variant.clone(), config.prediction_type.clone());
+        let files = FileFlags { variant, prediction_type, tokenizer: config.tokenizer.clone() };
+        let model = DiffusionModel::load(Path::new(&config.model), &files.load_options(device, kind)?)?;
         Ok(Self { config, prompts, model, judge, heldout })
     }
 }

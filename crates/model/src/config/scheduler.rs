@@ -30,6 +30,17 @@ pub enum PredictionType {
     VPrediction,
 }
 
+impl PredictionType {
+    /// The type of this name in config files (`epsilon`, `v_prediction`), or `None`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "epsilon" => Some(Self::Epsilon),
+            "v_prediction" => Some(Self::VPrediction),
+            _ => None,
+        }
+    }
+}
+
 /// Which training timesteps a sampler of fewer steps visits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

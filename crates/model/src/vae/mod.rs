@@ -4,7 +4,7 @@ mod blocks;
 
 use std::collections::BTreeMap;
 
-use seedpo_tensor::{ParamPath, Params};
+use seedpo_tensor::{ParamPath, Params, Part, WeightFile};
 use tch::{Device, Kind, Tensor};
 
 use crate::config::VaeConfig;
@@ -136,20 +136,26 @@ fn check(what: &str, x: &Tensor, channels: i64, least: i64) -> Result<()> {
 }
 
 /// Renames the attention tensors of files written before diffusers 0.17 (`query`, `key`, `value`, `proj_attn`, or
-/// 1×1 convolutions in place of linear layers) to today's names and shapes.
-pub fn modern_names(tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+/// 1×1 convolutions in place of linear layers) to today's names and shapes; others are as they were.
+///
+/// Errors: a file that has a tensor in both spellings.
+pub fn modern_names(file: WeightFile) -> Result<WeightFile> {
     const OLD: [(&str, &str); 4] =
         [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
-    let rename = |(name, tensor): (String, Tensor)| {
+    if !file.names().any(|name| name.ends_with(".query.weight")) {
+        return Ok(file);
+    }
+    let rename = |name: &str, shape: &[i64]| {
         if !name.contains(".mid_block.attentions.") {
-            return (name, tensor);
+            return vec![(name.to_owned(), Part::Whole)];
         }
-        let name = OLD.iter().fold(name, |name, (old, new)| name.replace(old, new));
+        let name = OLD.iter().fold(name.to_owned(), |name, (old, new)| name.replace(old, new));
         let linear = name.contains(".to_") && name.ends_with(".weight");
-        match tensor.size()[..] {
-            [outputs, inputs, 1, 1] if linear => (name, tensor.view([outputs, inputs])),
-            _ => (name, tensor),
-        }
+        let part = match *shape {
+            [outputs, inputs, 1, 1] if linear => Part::Shaped(vec![outputs, inputs]),
+            _ => Part::Whole,
+        };
+        vec![(name, part)]
     };
-    tensors.into_iter().map(rename).collect()
+    Ok(file.rearranged(rename)?)
 }

@@ -77,7 +77,11 @@ fn written_configurations_read_back_equal() {
     let scheduler = SchedulerConfig::from_json(SCHEDULER_SD15, path).unwrap();
     assert_eq!(
         scheduler,
-        SchedulerConfig { class_name: "PNDMScheduler".into(), ..SchedulerConfig::stable_diffusion() }
+        SchedulerConfig {
+            class_name: "PNDMScheduler".into(),
+            timestep_spacing: None,
+            ..SchedulerConfig::stable_diffusion()
+        }
     );
 }
 

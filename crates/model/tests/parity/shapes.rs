@@ -115,8 +115,11 @@ fn vae_attention_loads_under_its_old_names() {
         });
         let old: BTreeMap<String, Tensor> = old.collect();
         assert!(old.contains_key("decoder.mid_block.attentions.0.proj_attn.bias"));
-        let weights = seedpo_model::vae::modern_names(old);
-        let params = Params::from_tensors("vae.safetensors", weights, Device::Cpu, Kind::Float);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vae.safetensors");
+        seedpo_tensor::write_weights(&path, &old, &BTreeMap::new()).unwrap();
+        let file = seedpo_model::vae::modern_names(seedpo_tensor::WeightFile::open(&path).unwrap()).unwrap();
+        let params = Params::from_file(file, Device::Cpu, Kind::Float);
         let vae = AutoencoderKl::new(config.clone(), params).unwrap();
         fixture.check("decoded", &vae.decode_latents(fixture.get("latents")).unwrap(), super::FORWARD);
     }

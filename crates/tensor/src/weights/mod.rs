@@ -6,7 +6,7 @@ mod shards;
 mod view;
 mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use tch::{Kind, Tensor};
@@ -52,6 +52,11 @@ impl WeightFile {
     /// Where the file lies; of shards, their index.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The files that its tensors lie in, sorted: itself, or its shards.
+    pub fn paths(&self) -> BTreeSet<&Path> {
+        self.entries.values().map(View::path).collect()
     }
 
     /// ` (in <file>)` for a tensor that lies in a shard, for errors; else nothing.

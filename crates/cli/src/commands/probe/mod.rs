@@ -94,7 +94,7 @@ impl Session {
 /// Runs `seedpo probe`. The device is the CPU unless one is named.
 pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     let case = Case::open(&args.case)?;
-    let options = LoadOptions::new(context.device_or("cpu")?, context.kind()?);
+    let options = context.load_options(context.device_or("cpu")?)?;
     let session = Session { folder: models::find(args.model.as_deref())?, options };
     let stage = stage(case.what()).with_context(|| format!("case {}", args.case.display()))?;
     let results =

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail, ensure};
 use seedpo_evaluate::grid::{GridOptions, grid};
 use seedpo_evaluate::png::write_png;
-use seedpo_model::{Adapter, Conditioning, DiffusionModel, LoadOptions, Policy, PromptEmbeds};
+use seedpo_model::{Adapter, Conditioning, DiffusionModel, Policy, PromptEmbeds};
 use seedpo_rollout::{GuidedPolicy, Sampler, SamplerKind, draw, initial_noise, step_noise};
 use seedpo_tensor::{NoiseKey, Tensor, tch};
 
@@ -153,7 +153,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     let name = |job: &Job| args.out.join(file_name(&prompts[job.prompt], job.prompt, job.number));
     let files: Vec<PathBuf> = jobs.iter().map(name).chain(args.grid.then(|| args.out.join(images::GRID))).collect();
     let _no_grad = tch::no_grad_guard();
-    let options = LoadOptions::new(context.device()?, context.kind()?);
+    let options = context.load_options(context.device()?)?;
     let model = DiffusionModel::load(&models::find(args.model.as_deref())?, &options)?;
     let shape = args.latent_shape(&model)?;
     let sampler = Sampler::new(args.sampler, &model.schedule, args.steps, args.eta)?;
