@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::adapter::Adapter;
 use crate::model::DiffusionModel;
-use crate::unet::AddedConditioning;
+use crate::unet::{AddedConditioning, Recording};
 use crate::{Error, Result};
 
 /// A policy or reference policy: the shared, frozen base and what is added to it. Copying it copies two pointers.
@@ -161,23 +161,105 @@ impl<'a> Policy<'a> {
         conditioning: &Conditioning,
         guidance_scale: f64,
     ) -> Result<Tensor> {
-        let unet = &self.base.unet;
+        let inputs = Inputs::new(latents, timesteps, conditioning, guidance_scale)?;
+        let Inputs { latents, timesteps, prompt_embeds, added } = &inputs;
+        let output = self.base.unet.forward(latents, timesteps, prompt_embeds, added.as_ref(), self.adapter)?;
+        guided(&output, guidance_scale)
+    }
+
+    /// As [`predict_noise`](Self::predict_noise), without graph; what it returns besides is enough for
+    /// [`backward`](Self::backward). Gradient checkpointing: see [`UNet2DConditionModel::forward_recorded`].
+    ///
+    /// [`UNet2DConditionModel::forward_recorded`]: crate::UNet2DConditionModel::forward_recorded
+    pub fn predict_noise_recorded(
+        &self,
+        latents: &Tensor,
+        timesteps: &Tensor,
+        conditioning: &Conditioning,
+        guidance_scale: f64,
+    ) -> Result<(Tensor, NoiseRecording)> {
         let timesteps = one_per_row(timesteps, latents)?;
-        Ok(if guidance_scale == 1.0 {
-            let added = conditioning.added.as_ref().map(|added| &added.prompt);
-            unet.forward(latents, &timesteps, &conditioning.prompt_embeds, added, self.adapter)?.to_kind(Kind::Float)
-        } else {
-            let doubled = |x: &Tensor| Tensor::f_cat(&[x, x], 0);
-            let (positive, negative) = (&conditioning.prompt_embeds, &conditioning.negative_prompt_embeds);
-            let negative = expanded("negative_prompt_embeds", positive, negative)?;
-            let embeds = Tensor::f_cat(&[&negative, positive], 0)?;
-            let added = conditioning.added.as_ref().map(AddedPair::guided).transpose()?;
-            let (latents, timesteps) = (doubled(latents)?, doubled(&timesteps)?);
-            let output = unet.forward(&latents, &timesteps, &embeds, added.as_ref(), self.adapter)?;
-            let halves = output.to_kind(Kind::Float).f_chunk(2, 0)?;
-            &halves[0] + (&halves[1] - &halves[0]) * guidance_scale
+        let inputs = Inputs::new(latents, &timesteps, conditioning, guidance_scale)?;
+        let (output, unet) = self.base.unet.forward_recorded(
+            &inputs.latents,
+            &inputs.timesteps,
+            &inputs.prompt_embeds,
+            inputs.added.as_ref(),
+            self.adapter,
+        )?;
+        let output = output.set_requires_grad(true);
+        // What follows the network is linear and small: its graph is kept.
+        let noise = tch::with_grad(|| {
+            let output = guided(&output, guidance_scale)?;
+            self.base.schedule.to_epsilon(&output, latents, &timesteps)
+        })?;
+        Ok((noise.detach(), NoiseRecording { unet, output, noise }))
+    }
+
+    /// Adds the gradient of `⟨ε_θ, gradient⟩` to `.grad` of the adapter's tensors; `gradient` `[B, C, h, w]`.
+    /// Errors: [`Error::Argument`] for another shape.
+    pub fn backward(&self, recording: NoiseRecording, gradient: &Tensor) -> Result<()> {
+        let NoiseRecording { unet, output, noise } = recording;
+        if gradient.size() != noise.size() {
+            return Err(Error::Argument {
+                what: "gradient".into(),
+                expected: format!("shape {:?}", noise.size()),
+                found: format!("shape {:?}", gradient.size()),
+            });
+        }
+        tch::with_grad(|| (noise * gradient).sum(Kind::Float).f_backward())?;
+        match self.adapter {
+            Some(adapter) => self.base.unet.backward(unet, &output.grad(), adapter),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What [`Policy::predict_noise_recorded`] keeps for [`Policy::backward`].
+#[derive(Debug)]
+pub struct NoiseRecording {
+    unet: Recording,
+    /// The network's output, and the noise made of it, with the graph between them.
+    output: Tensor,
+    noise: Tensor,
+}
+
+/// What the network is run on: under guidance every row twice, negative ones first.
+struct Inputs {
+    latents: Tensor,
+    timesteps: Tensor,
+    prompt_embeds: Tensor,
+    added: Option<AddedConditioning>,
+}
+
+impl Inputs {
+    fn new(latents: &Tensor, timesteps: &Tensor, conditioning: &Conditioning, guidance_scale: f64) -> Result<Self> {
+        let timesteps = one_per_row(timesteps, latents)?;
+        let positive = &conditioning.prompt_embeds;
+        if guidance_scale == 1.0 {
+            let added = conditioning.added.as_ref().map(|added| added.prompt.map(|x| Ok(x.shallow_clone())));
+            let (latents, prompt_embeds) = (latents.shallow_clone(), positive.shallow_clone());
+            return Ok(Self { latents, timesteps, prompt_embeds, added: added.transpose()? });
+        }
+        let doubled = |x: &Tensor| Tensor::f_cat(&[x, x], 0);
+        let negative = expanded("negative_prompt_embeds", positive, &conditioning.negative_prompt_embeds)?;
+        Ok(Self {
+            latents: doubled(latents)?,
+            timesteps: doubled(&timesteps)?,
+            prompt_embeds: Tensor::f_cat(&[&negative, positive], 0)?,
+            added: conditioning.added.as_ref().map(AddedPair::guided).transpose()?,
         })
     }
+}
+
+/// The network's output for [`Inputs`] with guidance applied, f32.
+fn guided(output: &Tensor, guidance_scale: f64) -> Result<Tensor> {
+    let output = output.to_kind(Kind::Float);
+    if guidance_scale == 1.0 {
+        return Ok(output);
+    }
+    let halves = output.f_chunk(2, 0)?;
+    Ok(&halves[0] + (&halves[1] - &halves[0]) * guidance_scale)
 }
 
 /// `timesteps` as `[B]`.

@@ -20,6 +20,6 @@ pub use ddim::{Ddim, Transition};
 pub use error::{BoxError, Error, Result};
 pub use noise::{initial_noise, step_noise};
 pub use pair::{TrajectoryPair, sample_pair};
-pub use predictor::{GuidedPolicy, NoisePredictor, OutputPredictor};
+pub use predictor::{GuidedPolicy, NoisePredictor, OutputPredictor, Pullback};
 pub use sample::{Trajectory, sample};
 pub use sampler::{Sampler, SamplerKind, draw};

@@ -1,7 +1,9 @@
 //! What a rollout needs of a model: a noise prediction for latents, timesteps and prompts.
 
+use std::cell::RefCell;
+
 use seedpo_model::policy::{Conditioning, Policy};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::{Error, Result};
 
@@ -11,11 +13,32 @@ pub trait NoisePredictor {
     /// into the prompts this predictor was made with. Returns `[B, C, h, w]` f32, guidance applied.
     fn predict(&self, latents: &Tensor, timesteps: &[i64], prompts: &[usize]) -> Result<Tensor>;
 
+    /// As [`predict`](Self::predict), without graph; what it returns besides sends a gradient back through it.
+    ///
+    /// Exact whatever is done with ε in between, and no activations are kept meanwhile: as it is here the prediction
+    /// runs again with its graph; a policy with [`GuidedPolicy::with_checkpointing`] keeps less than that.
+    fn record<'a>(&'a self, latents: &Tensor, timesteps: &[i64], prompts: &[usize]) -> Result<(Tensor, Pullback<'a>)> {
+        let noise = tch::no_grad(|| self.predict(latents, timesteps, prompts))?;
+        let (latents, timesteps, prompts) = (latents.shallow_clone(), timesteps.to_vec(), prompts.to_vec());
+        let again = move |gradient: &Tensor| {
+            Ok((self.predict(&latents, &timesteps, &prompts)? * gradient).sum(Kind::Float).f_backward()?)
+        };
+        Ok((noise, Box::new(again)))
+    }
+
+    /// Whether [`record`](Self::record) is how gradients should be taken.
+    fn checkpoints(&self) -> bool {
+        false
+    }
+
     /// U-Net evaluations per row: 2 under guidance, else 1.
     fn branches(&self) -> usize {
         1
     }
 }
+
+/// Adds the gradient of ⟨ε, g⟩, g `[B, C, h, w]`, to `.grad` of what ε depends on.
+pub type Pullback<'a> = Box<dyn FnOnce(&Tensor) -> Result<()> + 'a>;
 
 /// What [`crate::Sampler`] needs of a model: its guided output, unconverted.
 pub trait OutputPredictor {
@@ -31,13 +54,14 @@ pub struct GuidedPolicy<'a> {
     conditioning: &'a Conditioning,
     guidance_scale: f64,
     max_rows: usize,
+    checkpointing: bool,
 }
 
 impl<'a> GuidedPolicy<'a> {
     /// `conditioning.prompt_embeds` `[P, L, D]` holds the prompts that rows refer to by index; a `guidance_scale` of 1
     /// runs the conditional branch alone (docs/methods.md section 1).
     pub fn new(policy: Policy<'a>, conditioning: &'a Conditioning, guidance_scale: f64) -> Self {
-        Self { policy, conditioning, guidance_scale, max_rows: usize::MAX }
+        Self { policy, conditioning, guidance_scale, max_rows: usize::MAX, checkpointing: false }
     }
 
     /// Splits larger batches into passes of at most `rows` latents (guidance doubles them), to bound memory.
@@ -45,8 +69,14 @@ impl<'a> GuidedPolicy<'a> {
         Self { max_rows: rows.max(1), ..self }
     }
 
+    /// With gradient checkpointing (where `on`): [`NoisePredictor::record`] keeps the inputs of the U-Net's stages and
+    /// runs them again one at a time, so that memory is that of one stage.
+    pub fn with_checkpointing(self, on: bool) -> Self {
+        Self { checkpointing: on, ..self }
+    }
+
     /// Runs `pass` on at most `max_rows` latents at a time, with their timesteps and conditioning.
-    fn in_parts(&self, latents: &Tensor, timesteps: &Tensor, prompts: &[usize], pass: &Pass<'a>) -> Result<Tensor> {
+    fn in_parts(&self, latents: &Tensor, timesteps: &Tensor, prompts: &[usize], pass: &Pass<'a, '_>) -> Result<Tensor> {
         let rows = latents.size().first().copied().unwrap_or(0) as usize;
         if timesteps.size()[0] as usize != rows || prompts.len() != rows {
             let found = format!("{} timesteps and {} prompts", timesteps.size()[0], prompts.len());
@@ -69,11 +99,34 @@ impl<'a> GuidedPolicy<'a> {
 }
 
 /// One forward pass of a policy: latents, timesteps, conditioning, guidance scale.
-type Pass<'a> = dyn Fn(&Policy<'a>, &Tensor, &Tensor, &Conditioning, f64) -> seedpo_model::Result<Tensor>;
+type Pass<'a, 'p> = dyn Fn(&Policy<'a>, &Tensor, &Tensor, &Conditioning, f64) -> seedpo_model::Result<Tensor> + 'p;
 
-impl NoisePredictor for GuidedPolicy<'_> {
+impl<'a> NoisePredictor for GuidedPolicy<'a> {
     fn predict(&self, latents: &Tensor, timesteps: &[i64], prompts: &[usize]) -> Result<Tensor> {
         self.in_parts(latents, &Tensor::from_slice(timesteps), prompts, &Policy::predict_noise)
+    }
+
+    fn record<'b>(&'b self, latents: &Tensor, timesteps: &[i64], prompts: &[usize]) -> Result<(Tensor, Pullback<'b>)> {
+        let parts = RefCell::new(Vec::new());
+        let pass = |policy: &Policy<'a>, latents: &Tensor, timesteps: &Tensor, conditioning: &Conditioning, scale| {
+            let (noise, recording) = policy.predict_noise_recorded(latents, timesteps, conditioning, scale)?;
+            parts.borrow_mut().push((noise.size()[0], recording));
+            Ok(noise)
+        };
+        let noise = self.in_parts(latents, &Tensor::from_slice(timesteps), prompts, &pass)?;
+        let back = move |gradient: &Tensor| {
+            let mut start = 0;
+            for (rows, recording) in parts.into_inner() {
+                self.policy.backward(recording, &gradient.f_narrow(0, start, rows)?)?;
+                start += rows;
+            }
+            Ok(())
+        };
+        Ok((noise, Box::new(back)))
+    }
+
+    fn checkpoints(&self) -> bool {
+        self.checkpointing
     }
 
     fn branches(&self) -> usize {

@@ -28,7 +28,8 @@ pub fn step_pair_loss(
 ///
 /// `grad_scale` multiplies the gradient only (1/n where n batches make one update). `max_rows` bounds the U-Net rows
 /// with a graph at any time: the batch is cut into micro-batches of whole pairs, each divided by the full batch's size,
-/// so the result is that of one pass; with `max_rows` 1 a D3PO pair is split by the two-pass form. Ties are never run
+/// so the result is that of one pass; with `max_rows` 1 a D3PO pair is split by [`two_pass`], which a policy with gradient
+/// checkpointing always takes. Ties are never run
 /// (their margin is reported as 0), and a micro-batch whose pairs are all clipped on both sides skips its backward pass.
 /// Errors: as [`step_pair_loss`].
 pub fn accumulate_step_pairs(
@@ -48,8 +49,8 @@ pub fn accumulate_step_pairs(
     for indices in decided.chunks(per_pass) {
         let part = batch.select(indices)?;
         let share = indices.len() as f64 / batch.len() as f64;
-        parts.push(if split_sides {
-            two_pass(policy, reference, ddim, &part, objective, grad_scale * share)?
+        parts.push(if split_sides || policy.checkpoints() {
+            two_pass(policy, reference, ddim, &part, objective, max_rows, grad_scale * share)?
         } else {
             let output = step_pair_loss(policy, reference, ddim, &part, objective)?;
             if output.needs_grad().any().int64_value(&[]) != 0 {
@@ -61,37 +62,41 @@ pub fn accumulate_step_pairs(
     Ok(LossOutput::gather(&parts, &decided, batch.len()))
 }
 
-/// The two-pass form: margins and ∂loss/∂ε without graph, then the backward pass of ⟨ε_θ, ∂loss/∂ε⟩ row by row.
+/// The two-pass form: margins and ∂loss/∂ε without graph, then the backward pass of ⟨ε_θ, ∂loss/∂ε⟩, `max_rows` rows at
+/// a time (docs/methods.md section 6).
 ///
-/// Costs one more forward pass than [`step_pair_loss`] and keeps one row's activations. Rows whose side is clipped
-/// are not run again. Gradients are added to `.grad`, times `grad_scale`.
+/// Costs one more forward pass than [`step_pair_loss`] and keeps the activations of those rows only, or of one stage of
+/// the U-Net under gradient checkpointing. Rows whose side is clipped are not run again. Gradients are added to `.grad`,
+/// times `grad_scale`.
 pub fn two_pass(
     policy: &dyn NoisePredictor,
     reference: &dyn NoisePredictor,
     ddim: &Ddim,
     batch: &PairBatch,
     objective: &Objective,
+    max_rows: usize,
     grad_scale: f64,
 ) -> Result<LossOutput> {
     let rows = batch.rows()?;
-    let predict = |predictor: &dyn NoisePredictor| {
-        tch::no_grad(|| -> Result<Tensor> {
-            let row = |i: usize| {
-                let latents = rows.latents.narrow(0, i as i64, 1);
-                predictor.predict(&latents, &rows.timesteps[i..=i], &rows.prompts[i..=i])
-            };
-            let parts = (0..rows.timesteps.len()).map(row).collect::<seedpo_rollout::Result<Vec<_>>>()?;
-            Ok(Tensor::f_cat(&parts, 0)?)
-        })
-    };
-    let compared = compare(&rows, ddim, batch, objective, &predict(policy)?, &predict(reference)?)?;
+    let total = rows.timesteps.len();
+    let step = max_rows.clamp(1, total.max(1));
+    let (mut noise_pred, mut noise_ref, mut pullbacks) = (Vec::new(), Vec::new(), Vec::new());
+    for start in (0..total).step_by(step) {
+        let range = start..(start + step).min(total);
+        let latents = rows.latents.narrow(0, start as i64, range.len() as i64);
+        let (timesteps, prompts) = (&rows.timesteps[range.clone()], &rows.prompts[range.clone()]);
+        noise_ref.push(tch::no_grad(|| reference.predict(&latents, timesteps, prompts))?);
+        let (noise, pullback) = policy.record(&latents, timesteps, prompts)?;
+        noise_pred.push(noise);
+        pullbacks.push((range, pullback));
+    }
+    let (noise_pred, noise_ref) = (Tensor::f_cat(&noise_pred, 0)?, Tensor::f_cat(&noise_ref, 0)?);
+    let compared = compare(&rows, ddim, batch, objective, &noise_pred, &noise_ref)?;
     let gradient = noise_gradient(&rows, ddim, objective, &compared)? * grad_scale;
-    for i in 0..rows.timesteps.len() {
-        let row_gradient = gradient.narrow(0, i as i64, 1);
-        if row_gradient.count_nonzero(None).int64_value(&[]) > 0 {
-            let latents = rows.latents.narrow(0, i as i64, 1);
-            let noise_pred = policy.predict(&latents, &rows.timesteps[i..=i], &rows.prompts[i..=i])?;
-            (noise_pred * row_gradient).sum(Kind::Float).f_backward()?;
+    for (range, pullback) in pullbacks {
+        let part = gradient.narrow(0, range.start as i64, range.len() as i64);
+        if part.count_nonzero(None).int64_value(&[]) > 0 {
+            pullback(&part)?;
         }
     }
     Ok(compared.output)

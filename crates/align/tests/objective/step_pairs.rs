@@ -141,8 +141,17 @@ fn micro_batches_and_two_passes_give_the_gradient_of_one() {
                 assert_eq!((output.pairs(), output.decided_pairs()), (4, 3));
             }
             let (split, _) =
-                gradients(&adapter, || two_pass(&policy, &reference, &ddim, &batch, &objective, 0.25).unwrap());
+                gradients(&adapter, || two_pass(&policy, &reference, &ddim, &batch, &objective, 1, 0.25).unwrap());
             assert!(off(&split, &plain) < 1e-5, "{method}: two passes, {:.1e}", off(&split, &plain));
+            for (max_rows, rows_at_once) in [(usize::MAX, usize::MAX), (3, 2), (1, usize::MAX)] {
+                let policy = GuidedPolicy::new(Policy::new(&model, Some(&adapter)), &conditioning, 5.0);
+                let policy = policy.with_checkpointing(true).with_max_rows(rows_at_once);
+                let (staged, _) = gradients(&adapter, || {
+                    accumulate_step_pairs(&policy, &reference, &ddim, &batch, &objective, max_rows, 0.25).unwrap()
+                });
+                // One stage at a time, other kernels in the recorded pass.
+                assert!(off(&staged, &plain) < 1e-5, "{method}: checkpointing, {:.1e}", off(&staged, &plain));
+            }
         }
     }
 }
@@ -173,8 +182,9 @@ fn ties_are_not_run_and_saturated_pairs_not_run_backward() {
     tied.decided = vec![true; 4];
     let (gradient, output) = run(&tied, Some(1e-6));
     assert_eq!((gradient.abs().max().double_value(&[]), output.clip_fraction()), (0.0, Some(1.0)));
-    let (_, output) =
-        gradients(&adapter, || two_pass(&policy, &reference, &ddim, &tied, &settings(Some(1e-6), 0.0), 1.0).unwrap());
+    let (_, output) = gradients(&adapter, || {
+        two_pass(&policy, &reference, &ddim, &tied, &settings(Some(1e-6), 0.0), 1, 1.0).unwrap()
+    });
     assert_eq!(output.needs_grad().any().int64_value(&[]), 0);
     assert_eq!(policy.rows.take().len(), 4 + 8, "the two-pass form runs no row again");
 }

@@ -122,6 +122,15 @@ impl Adapter {
         self.deltas.get(path)
     }
 
+    /// Whether the change to the projection at `path` is one that gradients are wanted for.
+    pub(crate) fn trains(&self, path: &str) -> bool {
+        match self.delta(path) {
+            None => false,
+            Some(Delta::LowRank { a, b, .. }) => a.requires_grad() || b.requires_grad(),
+            Some(Delta::Weight(weight)) => weight.requires_grad(),
+        }
+    }
+
     /// The paths of the projections that are changed, sorted.
     pub fn paths(&self) -> impl Iterator<Item = &str> {
         self.deltas.keys().map(String::as_str)

@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use super::Projection;
 use crate::adapter::Adapter;
-use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, add, attention};
+use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, add, attention, is_channels_last};
 
 /// One attention projection: a linear layer that an adapter may change.
 #[derive(Debug)]
@@ -122,7 +122,8 @@ impl TransformerBlock {
     }
 }
 
-/// The projection into and out of a transformer: a 1×1 convolution, or a linear layer (SD 2.x), by config.
+/// The projection into and out of a transformer: by config a 1×1 convolution, or a linear layer (SD 2.x). On tokens
+/// they are the same thing.
 #[derive(Debug)]
 enum Project {
     Conv(Conv2d),
@@ -135,6 +136,14 @@ impl Project {
             Self::Linear(Linear::new(p, width, width, true))
         } else {
             Self::Conv(Conv2d::same(p, width, width, 1))
+        }
+    }
+
+    /// `tokens` `[B, N, C]`.
+    fn forward(&self, tokens: &Tensor) -> Tensor {
+        match self {
+            Self::Conv(conv) => conv.forward_channels(tokens),
+            Self::Linear(linear) => linear.forward(tokens),
         }
     }
 }
@@ -162,20 +171,13 @@ impl Transformer {
     /// `x` `[B, C, h, w]`, `context` `[B, L, cross_attention_dim]`.
     pub fn forward(&self, x: &Tensor, context: &Tensor, adapter: Option<&Adapter>) -> Tensor {
         let (batch, channels, height, width) = x.size4().unwrap_or_default();
-        let to_tokens = |h: &Tensor| h.permute([0, 2, 3, 1]).reshape([batch, height * width, channels]);
-        let to_image = |h: &Tensor| h.view([batch, height, width, channels]).permute([0, 3, 1, 2]);
-        let h = self.norm.forward(x);
-        let mut h = match &self.proj_in {
-            Project::Conv(conv) => to_tokens(&conv.forward(&h)),
-            Project::Linear(linear) => linear.forward(&to_tokens(&h)),
-        };
+        let tokens = self.norm.forward(x).permute([0, 2, 3, 1]).reshape([batch, height * width, channels]);
+        let mut h = self.proj_in.forward(&tokens);
         for block in &self.blocks {
             h = block.forward(&h, context, adapter);
         }
-        let h = match &self.proj_out {
-            Project::Conv(conv) => conv.forward(&to_image(&h).contiguous()),
-            Project::Linear(linear) => to_image(&linear.forward(&h)).contiguous(),
-        };
+        let h = self.proj_out.forward(&h).view([batch, height, width, channels]).permute([0, 3, 1, 2]);
+        let h = if is_channels_last(x) { h } else { h.contiguous() };
         add(h, x)
     }
 }

@@ -1,8 +1,9 @@
 //! The conditional U-Net of Stable Diffusion 1.x, 2.x and XL (`UNet2DConditionModel` of diffusers 0.38).
 
 pub(crate) mod attention;
-mod blocks;
+mod recorded;
 pub(crate) mod resnet;
+mod stages;
 mod time;
 
 use std::collections::BTreeMap;
@@ -11,12 +12,11 @@ use seedpo_tensor::{ParamPath, Params};
 use tch::{Device, Kind, Tensor};
 
 use crate::adapter::Adapter;
-use crate::config::{MidBlockType, UNetConfig};
-use crate::layers::{Conv2d, GroupNorm};
+use crate::config::UNetConfig;
+use crate::layers::channels_last;
 use crate::{Error, Result};
-use attention::TransformerOptions;
-use blocks::{DownBlock, Inputs, Level, MidBlock, UpBlock};
-use resnet::ResnetOptions;
+pub use recorded::Recording;
+use stages::{Inputs, Stage, walk};
 pub use time::AddedConditioning;
 use time::TimeEmbedding;
 
@@ -40,12 +40,7 @@ pub struct UNet2DConditionModel {
     projections: Vec<Projection>,
     device: Device,
     time_embedding: TimeEmbedding,
-    conv_in: Conv2d,
-    down_blocks: Vec<DownBlock>,
-    mid_block: Option<MidBlock>,
-    up_blocks: Vec<UpBlock>,
-    conv_norm_out: GroupNorm,
-    conv_out: Conv2d,
+    stages: Vec<Stage>,
 }
 
 impl UNet2DConditionModel {
@@ -69,22 +64,9 @@ impl UNet2DConditionModel {
     }
 
     fn build(config: UNetConfig, root: &ParamPath<'_>, device: Device) -> Self {
-        let channels = config.block_out_channels[0];
-        let resnet = config.resnet_options();
-        let mut projections = Vec::new();
-        Self {
-            conv_in: Conv2d::same(&root.sub("conv_in"), config.in_channels, channels, config.conv_in_kernel),
-            time_embedding: TimeEmbedding::new(&config, root, device),
-            down_blocks: build_down(&config, root, resnet, &mut projections),
-            mid_block: build_mid(&config, root, resnet, &mut projections),
-            up_blocks: build_up(&config, root, resnet, &mut projections),
-            conv_norm_out: GroupNorm::new(&root.sub("conv_norm_out"), resnet.groups, channels, resnet.eps),
-            conv_out: Conv2d::same(&root.sub("conv_out"), channels, config.out_channels, config.conv_out_kernel),
-            parameters: BTreeMap::new(),
-            device,
-            projections,
-            config,
-        }
+        let time_embedding = TimeEmbedding::new(&config, root, device);
+        let (stages, projections) = stages::build(&config, root);
+        Self { time_embedding, stages, projections, parameters: BTreeMap::new(), device, config }
     }
 
     /// The configuration it was built from.
@@ -139,27 +121,26 @@ impl UNet2DConditionModel {
         added: Option<&AddedConditioning>,
         adapter: Option<&Adapter>,
     ) -> Result<Tensor> {
+        let (x, time, prompt_embeds) = self.enter(latents, timesteps, prompt_embeds, added)?;
+        let inputs = Inputs { time: &time, prompt_embeds: &prompt_embeds, adapter };
+        Ok(walk(&self.stages, x, |stage, x, skip, size| stage.forward(&x, skip.as_ref(), size, inputs)))
+    }
+
+    /// Checks the inputs; returns latents, activated time embedding and prompt embeddings as the stages read them.
+    fn enter(
+        &self,
+        latents: &Tensor,
+        timesteps: &Tensor,
+        prompt_embeds: &Tensor,
+        added: Option<&AddedConditioning>,
+    ) -> Result<(Tensor, Tensor, Tensor)> {
         self.check_inputs(latents, timesteps, prompt_embeds)?;
         let (kind, batch) = (self.kind(), latents.size()[0]);
         self.time_embedding.check_added(added, batch)?;
         let time = self.time_embedding.forward(timesteps, added, batch, kind);
-        let prompt_embeds = &prompt_embeds.to_device(self.device).to_kind(kind);
-        let inputs = Inputs { time: &time, prompt_embeds, adapter };
-
         let latents = latents.to_device(self.device).to_kind(kind);
         let latents = if self.config.center_input_sample { latents * 2.0 - 1.0 } else { latents };
-        let mut x = self.conv_in.forward(&latents);
-        let mut skips = vec![x.shallow_clone()];
-        for block in &self.down_blocks {
-            x = block.forward(x, inputs, &mut skips);
-        }
-        if let Some(block) = &self.mid_block {
-            x = block.forward(x, inputs);
-        }
-        for block in &self.up_blocks {
-            x = block.forward(x, inputs, &mut skips);
-        }
-        Ok(self.conv_out.forward(&self.config.act_fn.apply(self.conv_norm_out.forward(&x))))
+        Ok((channels_last(&latents), time, prompt_embeds.to_device(self.device).to_kind(kind)))
     }
 
     fn check_inputs(&self, latents: &Tensor, timesteps: &Tensor, prompt_embeds: &Tensor) -> Result<()> {
@@ -179,66 +160,4 @@ impl UNet2DConditionModel {
             _ => wrong("prompt_embeds", format!("shape [{batch}, L, {}]", d[0]), prompt_embeds),
         }
     }
-}
-
-fn build_down(
-    config: &UNetConfig,
-    root: &ParamPath<'_>,
-    resnet: ResnetOptions,
-    list: &mut Vec<Projection>,
-) -> Vec<DownBlock> {
-    let levels = config.block_out_channels.len();
-    let mut blocks = Vec::with_capacity(levels);
-    for i in 0..levels {
-        let level = Level {
-            inputs: config.block_out_channels[i.saturating_sub(1)],
-            outputs: config.block_out_channels[i],
-            layers: config.layers_at(i),
-            transformer: config.down_block_types[i].has_attention().then(|| config.transformer_at(i)),
-            last: i + 1 == levels,
-        };
-        let path = root.sub(format!("down_blocks.{i}"));
-        blocks.push(DownBlock::new(&path, level, config.downsample_padding, resnet, list));
-    }
-    blocks
-}
-
-fn build_mid(
-    config: &UNetConfig,
-    root: &ParamPath<'_>,
-    resnet: ResnetOptions,
-    list: &mut Vec<Projection>,
-) -> Option<MidBlock> {
-    let last = config.block_out_channels.len() - 1;
-    let (channels, scale) = (config.block_out_channels[last], config.mid_block_scale_factor);
-    let resnet = ResnetOptions { output_scale_factor: scale, ..resnet };
-    let options = TransformerOptions { only_cross_attention: false, ..config.transformer_at(last) };
-    let transformer = match config.mid_block_type? {
-        MidBlockType::UNetMidBlock2DCrossAttn => Some(options),
-        MidBlockType::UNetMidBlock2D => None,
-    };
-    Some(MidBlock::new(&root.sub("mid_block"), channels, transformer, resnet, list))
-}
-
-fn build_up(
-    config: &UNetConfig,
-    root: &ParamPath<'_>,
-    resnet: ResnetOptions,
-    list: &mut Vec<Projection>,
-) -> Vec<UpBlock> {
-    let levels = config.block_out_channels.len();
-    let mut blocks = Vec::with_capacity(levels);
-    for i in 0..levels {
-        let down = levels - 1 - i;
-        let level = Level {
-            inputs: config.block_out_channels[(down + 1).min(levels - 1)],
-            outputs: config.block_out_channels[down],
-            layers: config.layers_at(down) + 1,
-            transformer: config.up_block_types[i].has_attention().then(|| config.transformer_at(down)),
-            last: i + 1 == levels,
-        };
-        let skip = config.block_out_channels[down.saturating_sub(1)];
-        blocks.push(UpBlock::new(&root.sub(format!("up_blocks.{i}")), level, skip, resnet, list));
-    }
-    blocks
 }
