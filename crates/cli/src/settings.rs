@@ -213,12 +213,13 @@ fn flag(key: &'static KeyInfo, defaults: &Table) -> Arg {
         KeyKind::Integer => "N",
         KeyKind::Number => "X",
         KeyKind::List => "LIST",
+        KeyKind::Switch => "true|false",
     };
     let mut help = format!("{} Range: {}.", key.help, key.range);
     if let Some(default) = shown(key.name, defaults) {
         help += &format!(" [default: {default}]");
     }
-    Arg::new(key.name)
+    let arg = Arg::new(key.name)
         .long(flag_name(key.name))
         .visible_aliases(aliases)
         .help(help)
@@ -226,7 +227,11 @@ fn flag(key: &'static KeyInfo, defaults: &Table) -> Arg {
         .value_name(value_name)
         .value_parser(value_parser!(String))
         .allow_hyphen_values(matches!(key.kind, KeyKind::Integer | KeyKind::Number))
-        .action(if key.kind == KeyKind::List { ArgAction::Append } else { ArgAction::Set })
+        .action(if key.kind == KeyKind::List { ArgAction::Append } else { ArgAction::Set });
+    match key.kind {
+        KeyKind::Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
+        _ => arg,
+    }
 }
 
 /// A key's value in a table of settings, as text; `None` where it is empty or absent.

@@ -36,6 +36,7 @@ pub fn parse_value(key: &KeyInfo, text: &str) -> Result<Value> {
             let table: Table = format!("v = {text}").parse().map_err(|_| refuse("a list of strings"))?;
             table["v"].clone()
         }
+        KeyKind::Switch => Value::Boolean(text.parse().map_err(|_| refuse("true or false"))?),
         KeyKind::List => Value::Array(text.split(',').map(|s| Value::String(s.trim().into())).collect()),
     })
 }
@@ -98,10 +99,12 @@ fn check_key(name: &str, value: &Value, origin: &str) -> Result<()> {
     };
     let expected = match (key.kind, value) {
         (KeyKind::Text, Value::String(_)) | (KeyKind::Number, Value::Float(_) | Value::Integer(_)) => return Ok(()),
+        (KeyKind::Switch, Value::Boolean(_)) => return Ok(()),
         (KeyKind::Integer, Value::Integer(n)) if *n >= 0 => return Ok(()),
         (KeyKind::List, Value::Array(list)) if list.iter().all(Value::is_str) => return Ok(()),
         (KeyKind::Text, _) => "a string",
         (KeyKind::Number, _) => "a number",
+        (KeyKind::Switch, _) => "true or false",
         (KeyKind::Integer, _) => "a whole number, 0 or more",
         (KeyKind::List, _) => "a list of strings",
     };

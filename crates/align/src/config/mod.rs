@@ -21,6 +21,8 @@ pub enum KeyKind {
     Number,
     /// A list of strings.
     List,
+    /// True or false; a flag without value is true.
+    Switch,
 }
 
 /// One documented key of [`TrainConfig`].
@@ -42,7 +44,7 @@ trait Kinded {
 macro_rules! kinded {
     ($($type:ty => $kind:ident),*) => { $(impl Kinded for $type { const KIND: KeyKind = KeyKind::$kind; })* };
 }
-kinded!(String => Text, u64 => Integer, f64 => Number, Vec<String> => List);
+kinded!(String => Text, u64 => Integer, f64 => Number, Vec<String> => List, bool => Switch);
 
 /// Declares a settings struct, its defaults and its table of keys in one place, so that they cannot drift apart.
 macro_rules! settings {
@@ -145,6 +147,9 @@ settings! {
     train_micro_batch_size: u64 = 0, "0 or more; 0 = train_batch_size",
         "Pairs whose forward and backward run at once; above train_batch_size, d3po joins several steps of its \
          trajectories. Affects memory and speed only (rounding aside).";
+    gradient_checkpointing: bool = false, "true | false",
+        "Keep one stage of the U-Net in memory at a time while training, for one more forward pass: the same gradient in a \
+         fraction of the memory.";
     seed: u64 = 42, "0 to 9223372036854775807", "Key of all randomness.";
     dtype: String = "f32".into(), "f32 | bf16 | f16", "Type of the frozen base; adapter, loss and optimizer stay f32.";
     device: String = "auto".into(), "auto | cpu | cuda | cuda:N", "Where the model runs.";

@@ -124,6 +124,7 @@ impl Trainer<'_> {
         let policy = GuidedPolicy::new(policy, &conditioning, self.parts.config.guidance_scale);
         let keys: Vec<NoiseKey> = (0..rows).map(|i| NoiseKey::new(0, "timing").prompt(i as u64)).collect();
         let x = initial_noise(&keys, &self.latent_shape).to_device(model.device());
+        let policy = policy.with_checkpointing(self.parts.config.gradient_checkpointing);
         let timesteps = vec![self.ddim.timesteps()[0]; rows];
         // Reading a value waits for a GPU to finish.
         let pass = |rows: usize| -> Result<Tensor> {

@@ -148,7 +148,8 @@ impl Trainer<'_> {
         let guided = |adapter| {
             GuidedPolicy::new(Policy::new(self.parts.model, adapter), &this.conditioning, config.guidance_scale)
         };
-        let (policy, reference) = (guided(Some(&self.adapter)), guided(None));
+        let policy = guided(Some(&self.adapter)).with_checkpointing(config.gradient_checkpointing);
+        let reference = guided(None);
         let total: usize = batches.iter().map(PairBatch::len).sum();
         let (mut tally, mut done, mut rows) = (Tally::default(), 0, 0);
         for batch in batches {
