@@ -3,12 +3,14 @@
 mod common;
 #[path = "commands/probing.rs"]
 mod probing;
+#[path = "commands/sdxl.rs"]
+mod sdxl;
 
 use std::collections::BTreeMap;
 
 use common::{EMBED, LATENT, Room, SIDE};
 use seedpo_evaluate::png::read_png;
-use seedpo_model::{Adapter, DiffusionModel, LoadOptions, Policy, adapter::LoraConfig};
+use seedpo_model::{Adapter, AddedConditioning, DiffusionModel, LoadOptions, Policy, adapter::LoraConfig};
 use seedpo_tensor::{Kind, NoiseKey, Tensor, WeightFile};
 
 /// Runs the command, which must succeed, and gives its standard output.

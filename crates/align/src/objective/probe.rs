@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use seedpo_model::policy::{Conditioning, Policy};
-use seedpo_model::{Adapter, DiffusionModel};
+use seedpo_model::config::TextTimeConfig;
+use seedpo_model::{Adapter, AddedConditioning, AddedPair, Conditioning, DiffusionModel, Policy};
 use seedpo_rollout::{Ddim, GuidedPolicy};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -75,7 +75,8 @@ impl ProbeLossSettings {
 ///
 /// Always `prompt_embeds` `[B, L, D]`, `timestep` i64 `[B]`, and `negative_prompt_embeds` `[1, L, D]` unless the guidance
 /// scale is 1; `spo`: `latents`, `next_latents_w`, `next_latents_l`; `d3po`: `latents_w`, `next_latents_w`, `latents_l`,
-/// `next_latents_l`, each `[B, C, h, w]`.
+/// `next_latents_l`, each `[B, C, h, w]`. SDXL: `pooled` `[B, P]`, `time_ids` `[B, 6]`, and unless the guidance scale is 1
+/// `negative_pooled` `[1, P]`, `negative_time_ids` `[B, 6]` (absent: `time_ids`).
 ///
 /// `adapter` is the policy, `reference` another adapter over the same base (`None` = the base alone). Both are used
 /// unmerged. Runs the code that training runs. Errors: [`Error::Setting`] for a method or value out of range,
@@ -89,7 +90,7 @@ pub fn probe_loss(
 ) -> Result<ProbeLoss> {
     let objective = settings.objective()?;
     let ddim = Ddim::new(&model.schedule, settings.steps, settings.eta)?;
-    let inputs = Inputs::read(tensors, settings)?;
+    let inputs = Inputs::read(tensors, settings, model.unet.config().text_time)?;
     let policy = Policy { base: model, adapter: Some(adapter) };
     let policy = GuidedPolicy::new(policy, &inputs.conditioning, settings.guidance_scale);
     let reference = Policy { base: model, adapter: reference };
@@ -118,7 +119,11 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn read(tensors: &BTreeMap<String, Tensor>, settings: &ProbeLossSettings) -> Result<Self> {
+    fn read(
+        tensors: &BTreeMap<String, Tensor>,
+        settings: &ProbeLossSettings,
+        text_time: Option<TextTimeConfig>,
+    ) -> Result<Self> {
         let pair_names: &[&str] = match settings.method.as_str() {
             "spo" => &["latents", "next_latents_w", "next_latents_l"],
             "d3po" => &["latents_w", "next_latents_w", "latents_l", "next_latents_l"],
@@ -128,8 +133,10 @@ impl Inputs {
             let expected = format!("nothing: method `{}` has no shaping", settings.method);
             return Err(refused("shaping", &expected, &format!("`{shaping}`")));
         }
+        let added_names: &[&str] = if text_time.is_some() { &ADDED } else { &[] };
         let known = |name: &str| {
-            pair_names.contains(&name) || ["prompt_embeds", "negative_prompt_embeds", "timestep"].contains(&name)
+            let always = ["prompt_embeds", "negative_prompt_embeds", "timestep"];
+            pair_names.contains(&name) || always.contains(&name) || added_names.contains(&name)
         };
         if let Some(surplus) = tensors.keys().find(|name| !known(name)) {
             let expected = format!("only the tensors of method `{}`", settings.method);
@@ -150,8 +157,35 @@ impl Inputs {
             prompts: (0..rows as usize).collect(),
             decided: vec![true; rows as usize],
         };
-        Ok(Self { conditioning: Conditioning { prompt_embeds, negative_prompt_embeds, added: None }, batch })
+        let added = text_time.map(|text_time| added(tensors, rows, text_time, settings.guidance_scale)).transpose()?;
+        Ok(Self { conditioning: Conditioning { prompt_embeds, negative_prompt_embeds, added }, batch })
     }
+}
+
+/// What SDXL's U-Net reads besides.
+const ADDED: [&str; 4] = ["pooled", "time_ids", "negative_pooled", "negative_time_ids"];
+
+fn added(
+    tensors: &BTreeMap<String, Tensor>,
+    rows: i64,
+    text_time: TextTimeConfig,
+    guidance_scale: f64,
+) -> Result<AddedPair> {
+    let (width, ids) = (text_time.pooled_width(), TextTimeConfig::TIME_IDS);
+    let pooled = get(tensors, "pooled", &[rows, width])?;
+    let time_ids = get(tensors, "time_ids", &[rows, ids])?;
+    let negative_pooled = match tensors.get("negative_pooled") {
+        None if guidance_scale == 1.0 => pooled.narrow(0, 0, 1).zeros_like(),
+        _ => get(tensors, "negative_pooled", &[1, width])?,
+    };
+    let negative_time_ids = match tensors.get("negative_time_ids") {
+        None => time_ids.shallow_clone(),
+        Some(_) => get(tensors, "negative_time_ids", &[rows, ids])?,
+    };
+    Ok(AddedPair {
+        prompt: AddedConditioning { pooled, time_ids },
+        negative: AddedConditioning { pooled: negative_pooled, time_ids: negative_time_ids },
+    })
 }
 
 fn pair_latents(first: Tensor, rest: Vec<Tensor>) -> PairLatents {

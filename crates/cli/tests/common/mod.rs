@@ -79,7 +79,7 @@ fn list(folder: &Path, found: &mut BTreeMap<PathBuf, u64>) {
     }
 }
 
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();

@@ -49,6 +49,46 @@ pub const TEXT_SD21: &str = r#"{
   "model_type": "clip_text_model", "num_attention_heads": 16, "num_hidden_layers": 23, "pad_token_id": 1,
   "projection_dim": 512, "torch_dtype": "float32", "transformers_version": "4.25.0.dev0", "vocab_size": 49408}"#;
 
+pub const UNET_SDXL: &str = r#"{
+  "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.19.0.dev0", "act_fn": "silu",
+  "addition_embed_type": "text_time", "addition_embed_type_num_heads": 64, "addition_time_embed_dim": 256,
+  "attention_head_dim": [5, 10, 20], "block_out_channels": [320, 640, 1280], "center_input_sample": false,
+  "class_embed_type": null, "class_embeddings_concat": false, "conv_in_kernel": 3, "conv_out_kernel": 3,
+  "cross_attention_dim": 2048, "cross_attention_norm": null,
+  "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"], "downsample_padding": 1,
+  "dual_cross_attention": false, "encoder_hid_dim": null, "encoder_hid_dim_type": null, "flip_sin_to_cos": true,
+  "freq_shift": 0, "in_channels": 4, "layers_per_block": 2, "mid_block_only_cross_attention": null,
+  "mid_block_scale_factor": 1, "mid_block_type": "UNetMidBlock2DCrossAttn", "norm_eps": 1e-05, "norm_num_groups": 32,
+  "num_attention_heads": null, "num_class_embeds": null, "only_cross_attention": false, "out_channels": 4,
+  "projection_class_embeddings_input_dim": 2816, "resnet_out_scale_factor": 1.0, "resnet_skip_time_act": false,
+  "resnet_time_scale_shift": "default", "sample_size": 128, "time_cond_proj_dim": null,
+  "time_embedding_act_fn": null, "time_embedding_dim": null, "time_embedding_type": "positional",
+  "timestep_post_act": null, "transformer_layers_per_block": [1, 2, 10],
+  "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "upcast_attention": null,
+  "use_linear_projection": true}"#;
+
+pub const VAE_SDXL: &str = r#"{
+  "_class_name": "AutoencoderKL", "_diffusers_version": "0.20.0.dev0", "_name_or_path": "../sdxl-vae/", "act_fn": "silu",
+  "block_out_channels": [128, 256, 512, 512],
+  "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"],
+  "force_upcast": true, "in_channels": 3, "latent_channels": 4, "latents_mean": null, "latents_std": null,
+  "layers_per_block": 2, "norm_num_groups": 32, "out_channels": 3, "sample_size": 1024, "scaling_factor": 0.13025,
+  "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"]}"#;
+
+pub const TEXT2_SDXL: &str = r#"{
+  "architectures": ["CLIPTextModelWithProjection"], "attention_dropout": 0.0, "bos_token_id": 0, "dropout": 0.0,
+  "eos_token_id": 2, "hidden_act": "gelu", "hidden_size": 1280, "initializer_factor": 1.0, "initializer_range": 0.02,
+  "intermediate_size": 5120, "layer_norm_eps": 1e-05, "max_position_embeddings": 77, "model_type": "clip_text_model",
+  "num_attention_heads": 20, "num_hidden_layers": 32, "pad_token_id": 1, "projection_dim": 1280,
+  "torch_dtype": "float16", "transformers_version": "4.32.0.dev0", "vocab_size": 49408}"#;
+
+const SCHEDULER_SDXL: &str = r#"{
+  "_class_name": "EulerDiscreteScheduler", "_diffusers_version": "0.19.0.dev0", "beta_end": 0.012,
+  "beta_schedule": "scaled_linear", "beta_start": 0.00085, "clip_sample": false, "interpolation_type": "linear",
+  "num_train_timesteps": 1000, "prediction_type": "epsilon", "sample_max_value": 1.0, "set_alpha_to_one": false,
+  "skip_prk_steps": true, "steps_offset": 1, "timestep_spacing": "leading", "trained_betas": null,
+  "use_karras_sigmas": false}"#;
+
 const SCHEDULER_SD15: &str = r#"{
   "_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "beta_end": 0.012, "beta_schedule": "scaled_linear",
   "beta_start": 0.00085, "num_train_timesteps": 1000, "set_alpha_to_one": false, "skip_prk_steps": true,
@@ -65,15 +105,19 @@ fn with(text: &str, key: &str, value: Value) -> String {
 fn written_configurations_read_back_equal() {
     let path = Path::new("config.json");
     let mut unets: Vec<String> = Fixture::all("unet").into_iter().map(|(_, f)| f.config().to_owned()).collect();
-    unets.extend([UNET_SD15.to_owned(), UNET_SD21.to_owned()]);
+    unets.extend([UNET_SD15, UNET_SD21, UNET_SDXL].map(str::to_owned));
     for text in unets {
         let config = UNetConfig::from_json(&text, path).unwrap();
         assert_eq!(UNetConfig::from_json(&config.to_json().to_string(), path).unwrap(), config);
     }
-    let vae = VaeConfig::from_json(VAE_SD15, path).unwrap();
-    assert_eq!(VaeConfig::from_json(&vae.to_json().to_string(), path).unwrap(), vae);
-    let text = TextConfig::from_json(TEXT_SD21, path).unwrap();
-    assert_eq!(TextConfig::from_json(&text.to_json().to_string(), path).unwrap(), text);
+    for text in [VAE_SD15, VAE_SDXL] {
+        let vae = VaeConfig::from_json(text, path).unwrap();
+        assert_eq!(VaeConfig::from_json(&vae.to_json().to_string(), path).unwrap(), vae);
+    }
+    for text in [TEXT_SD21, TEXT2_SDXL] {
+        let config = TextConfig::from_json(text, path).unwrap();
+        assert_eq!(TextConfig::from_json(&config.to_json().to_string(), path).unwrap(), config);
+    }
     let scheduler = SchedulerConfig::from_json(SCHEDULER_SD15, path).unwrap();
     assert_eq!(
         scheduler,
@@ -83,6 +127,31 @@ fn written_configurations_read_back_equal() {
             ..SchedulerConfig::stable_diffusion()
         }
     );
+}
+
+#[test]
+fn sdxl_s_configurations_say_what_is_new() {
+    let path = Path::new("config.json");
+    let unet = UNetConfig::from_json(UNET_SDXL, path).unwrap();
+    assert_eq!((unet.attention_head_dim, unet.transformer_layers_per_block), (vec![5, 10, 20], vec![1, 2, 10]));
+    assert_eq!(unet.text_time.map(|text_time| text_time.pooled_width()), Some(1280));
+    let vae = VaeConfig::from_json(VAE_SDXL, path).unwrap();
+    assert_eq!((vae.scaling_factor, vae.force_upcast), (0.13025, true));
+    assert!(TextConfig::from_json(TEXT2_SDXL, path).unwrap().with_projection);
+    // Its sampler is Euler; the schedule below it is Stable Diffusion's own.
+    let scheduler = SchedulerConfig::from_json(SCHEDULER_SDXL, path).unwrap();
+    let expected =
+        SchedulerConfig { class_name: "EulerDiscreteScheduler".into(), ..SchedulerConfig::stable_diffusion() };
+    assert_eq!(scheduler, expected);
+    for (key, value, named) in [
+        ("addition_time_embed_dim", Value::Null, "addition_time_embed_dim"),
+        ("projection_class_embeddings_input_dim", json!(1536), "projection_class_embeddings_input_dim"),
+        ("addition_embed_type", Value::Null, "addition_time_embed_dim"),
+    ] {
+        let text = with(UNET_SDXL, key, value);
+        let message = UNetConfig::from_json(&text, path).unwrap_err().to_string();
+        assert!(message.contains(&format!("key `{named}`")), "{key}: {message}");
+    }
 }
 
 #[test]

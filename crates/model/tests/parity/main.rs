@@ -5,6 +5,7 @@
 
 mod configs;
 mod networks;
+mod sdxl;
 mod shapes;
 mod weights;
 

@@ -2,15 +2,25 @@
 
 use std::path::Path;
 
-use seedpo_model::{AutoencoderKl, ClipTextModel, TextConfig, UNet2DConditionModel, UNetConfig, VaeConfig};
-use seedpo_tensor::{Kind, Tensor};
+use seedpo_model::{
+    AddedConditioning, AutoencoderKl, ClipTextModel, TextConfig, UNet2DConditionModel, UNetConfig, VaeConfig,
+};
+use seedpo_tensor::{Device, Kind, Tensor};
 
 use super::weights::{Fixture, lora, relative};
 use super::{FORWARD, GRADIENT};
 
+const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
+
 fn unet(fixture: &Fixture, kind: Kind) -> UNet2DConditionModel {
     let config = UNetConfig::from_json(fixture.config(), Path::new("unet/config.json")).unwrap();
     UNet2DConditionModel::new(config, fixture.params(kind)).unwrap()
+}
+
+/// What SDXL's cases add.
+fn added(fixture: &Fixture) -> Option<AddedConditioning> {
+    let get = |name: &str| fixture.tensors.get(name).map(Tensor::shallow_clone);
+    Some(AddedConditioning { pooled: get("pooled")?, time_ids: get("time_ids")? })
 }
 
 /// Back-propagates the fixture's cotangent.
@@ -29,7 +39,7 @@ fn unet_equals_diffusers_forward_and_backward() {
             let _ = unet.parameters()[*name].set_requires_grad(true);
         }
         let (latents, prompts) = (fixture.input("latents"), fixture.input("prompt_embeds"));
-        let output = unet.forward(&latents, fixture.get("timestep"), &prompts, None, None).unwrap();
+        let output = unet.forward(&latents, fixture.get("timestep"), &prompts, added(&fixture).as_ref(), None).unwrap();
         fixture.check("noise_pred", &output, FORWARD);
         backward(&output, &fixture, "cotangent");
         fixture.check("grad.latents", &latents.grad(), GRADIENT);
@@ -51,7 +61,9 @@ fn unet_with_lora_equals_peft_forward_and_backward() {
         }
         let adapter = lora(&fixture, &unet);
         let (latents, prompts) = (fixture.input("latents"), fixture.input("prompt_embeds"));
-        let output = unet.forward(&latents, fixture.get("timestep"), &prompts, None, Some(&adapter)).unwrap();
+        let output = unet
+            .forward(&latents, fixture.get("timestep"), &prompts, added(&fixture).as_ref(), Some(&adapter))
+            .unwrap();
         fixture.check("adapted.noise_pred", &output, FORWARD);
         backward(&output, &fixture, "cotangent");
         fixture.check("adapted.grad.latents", &latents.grad(), GRADIENT);
@@ -70,7 +82,8 @@ fn no_grad_with_in_place_steps_changes_nothing() {
         let unet = unet(&fixture, Kind::Float);
         let (latents, prompts) = (fixture.get("latents"), fixture.get("prompt_embeds"));
         let before = (latents.copy(), prompts.copy());
-        let run = || tch::no_grad(|| unet.forward(latents, fixture.get("timestep"), prompts, None, None)).unwrap();
+        let (time, added) = (fixture.get("timestep"), added(&fixture));
+        let run = || tch::no_grad(|| unet.forward(latents, time, prompts, added.as_ref(), None)).unwrap();
         fixture.check("noise_pred", &run(), FORWARD);
         assert_eq!(run(), run(), "{name}");
         assert_eq!(before, (latents.copy(), prompts.copy()), "{name}: an input was overwritten");
@@ -121,7 +134,7 @@ fn vae_equals_diffusers_forward_and_backward() {
 #[test]
 fn text_encoder_equals_transformers_forward_and_backward() {
     let cases = Fixture::all("text");
-    assert!(cases.len() >= 3);
+    assert!(cases.len() >= 5);
     for (_, fixture) in cases {
         let config = TextConfig::from_json(fixture.config(), Path::new("text_encoder/config.json")).unwrap();
         let text = ClipTextModel::new(config, fixture.params(Kind::Float)).unwrap();
@@ -131,7 +144,13 @@ fn text_encoder_equals_transformers_forward_and_backward() {
         }
         let output = text.forward(fixture.get("input_ids")).unwrap();
         fixture.check("prompt_embeds", &output.prompt_embeds, FORWARD);
-        fixture.check("pooled", &output.pooled, FORWARD);
+        match &output.text_embeds {
+            None => fixture.check("pooled", &output.pooled, FORWARD),
+            Some(text_embeds) => {
+                fixture.check("text_embeds", text_embeds, FORWARD);
+                fixture.check("penultimate", &output.penultimate, FORWARD);
+            }
+        }
         backward(&output.prompt_embeds, &fixture, "cotangent");
         assert!(!names.is_empty());
         for name in names {
@@ -156,4 +175,25 @@ fn wrong_inputs_are_named() {
     assert!(
         message(unet.forward(latents, time, &narrow, None, None)).contains("prompt_embeds: expected shape [2, L, 24]")
     );
+    let added = AddedConditioning { pooled: Tensor::zeros([2, 20], F32), time_ids: Tensor::zeros([2, 6], F32) };
+    assert!(
+        message(unet.forward(latents, time, prompts, Some(&added), None)).contains("added conditioning: expected none")
+    );
+}
+
+#[test]
+fn what_an_sdxl_unet_lacks_is_named() {
+    let fixture = Fixture::open("unet", "text-time");
+    let unet = unet(&fixture, Kind::Float);
+    let (latents, prompts, time) = (fixture.get("latents"), fixture.get("prompt_embeds"), fixture.get("timestep"));
+    let message = |added: Option<(i64, i64)>| {
+        let added = added.map(|(pooled, ids)| AddedConditioning {
+            pooled: Tensor::zeros([2, pooled], F32),
+            time_ids: Tensor::zeros([2, ids], F32),
+        });
+        unet.forward(latents, time, prompts, added.as_ref(), None).unwrap_err().to_string()
+    };
+    assert!(message(None).contains("added conditioning: expected pooled [2, 20] and time_ids [2, 6]"));
+    assert!(message(Some((21, 6))).contains("pooled: expected shape [2, 20], found shape [2, 21]"));
+    assert!(message(Some((20, 5))).contains("time_ids: expected shape [2, 6], found shape [2, 5]"));
 }

@@ -10,7 +10,7 @@ use seedpo_model::{
 };
 use seedpo_tensor::{Device, Kind, Params, Tensor};
 
-use super::configs::{TEXT_SD15, TEXT_SD21, UNET_SD15, UNET_SD21, VAE_SD15};
+use super::configs::{TEXT_SD15, TEXT_SD21, TEXT2_SDXL, UNET_SD15, UNET_SD21, UNET_SDXL, VAE_SD15};
 use super::weights::Fixture;
 
 fn count(shapes: &BTreeMap<String, Vec<i64>>) -> i64 {
@@ -39,12 +39,19 @@ fn published_models_have_their_published_sizes() {
     let sd21 = unet(UNET_SD21).unwrap();
     assert_eq!(count(&sd21), 865_910_724);
     assert_eq!(sd21["down_blocks.0.attentions.0.proj_in.weight"], [320, 320]);
+    let sdxl = unet(UNET_SDXL).unwrap();
+    assert_eq!((count(&sdxl), sdxl.len()), (2_567_463_684, 1680));
+    assert_eq!(sdxl["add_embedding.linear_1.weight"], [1280, 2816]);
+    assert_eq!(sdxl["mid_block.attentions.0.transformer_blocks.9.attn2.to_v.weight"], [1280, 2048]);
     let vae = AutoencoderKl::parameter_shapes(&VaeConfig::from_json(VAE_SD15, Path::new("")).unwrap()).unwrap();
     assert_eq!((count(&vae), vae.len()), (83_653_863, 248));
     assert_eq!(vae["encoder.mid_block.attentions.0.to_out.0.weight"], [512, 512]);
     let clip = text(TEXT_SD15).unwrap();
     assert_eq!((count(&clip), clip.len()), (123_060_480, 196));
     assert_eq!(count(&text(TEXT_SD21).unwrap()), 340_387_840);
+    let second = text(TEXT2_SDXL).unwrap();
+    assert_eq!((count(&second), second.len()), (694_659_840, 517));
+    assert_eq!(second["text_projection.weight"], [1280, 1280]);
 }
 
 #[test]

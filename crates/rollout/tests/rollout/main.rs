@@ -8,4 +8,5 @@ mod branch;
 mod ddim;
 mod pair;
 mod samplers;
+mod sdxl;
 mod toy;

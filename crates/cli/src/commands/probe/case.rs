@@ -48,6 +48,11 @@ impl Case {
         }
     }
 
+    /// Whether the case holds this tensor.
+    pub fn has(&self, name: &str) -> bool {
+        self.file.shape(name).is_some()
+    }
+
     /// A float tensor as f32, whose shape is written as in `docs/`: names stand for sizes and must agree everywhere,
     /// numbers are themselves.
     pub fn float(&self, name: &str, shape: &[&'static str], sizes: &Sizes) -> Result<Tensor> {

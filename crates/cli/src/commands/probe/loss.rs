@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
 use seedpo_align::objective::{ProbeLossSettings, probe_loss};
+use seedpo_model::AddedPair;
 use seedpo_model::adapter::{canonical_key, resolve};
 use seedpo_tensor::{Tensor, WeightFile};
 use serde_json::{Value, json};
 
 use super::case::{Case, Sizes};
+use super::conditioning::{self, sizes_of};
 use super::settings::CaseSettings;
-use super::stages::{adapter, conditioning, sizes_of};
+use super::stages::adapter;
 use super::{Results, Session};
 
 const KNOWN: [&str; 11] = [
@@ -39,9 +41,18 @@ pub fn loss(case: &Case, session: &Session) -> Result<Results> {
     let mut tensors = pair_tensors(case, &settings.method, &sizes)?;
     let last = model.schedule.num_train_timesteps;
     tensors.insert("timestep".to_owned(), case.integer("timestep", &["B"], &sizes, last)?);
-    let embeds = conditioning(case, &sizes, session)?;
+    let embeds = conditioning::Reader { case, sizes: &sizes, session }.guided(&model)?;
     tensors.insert("prompt_embeds".to_owned(), embeds.prompt_embeds);
     tensors.insert("negative_prompt_embeds".to_owned(), embeds.negative_prompt_embeds);
+    if let Some(AddedPair { prompt, negative }) = embeds.added {
+        let added = [
+            ("pooled", prompt.pooled),
+            ("time_ids", prompt.time_ids),
+            ("negative_pooled", negative.pooled),
+            ("negative_time_ids", negative.time_ids),
+        ];
+        tensors.extend(added.map(|(name, tensor)| (name.to_owned(), tensor)));
+    }
     let tensors = tensors.into_iter().map(|(name, tensor)| (name, tensor.to_device(session.device()))).collect();
     let output = probe_loss(&model, &policy, reference.as_ref(), &tensors, &settings)?;
     let spelling = file_keys(case, &raw)?;

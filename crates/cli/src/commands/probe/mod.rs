@@ -1,6 +1,7 @@
 //! `seedpo probe`: any stage on given inputs, to compare it with a reference.
 
 mod case;
+mod conditioning;
 mod loss;
 mod settings;
 mod stages;
@@ -21,8 +22,9 @@ const TABLE: &str = "\
 The case is a safetensors file: its tensors are the inputs; its metadata has the strings `what` and `settings` (JSON).
 
   what      inputs                                              settings                    outputs
-  tokenize                                                      prompts                     input_ids i64 [B, L]
-  text      input_ids i64 [B, L]                                                            prompt_embeds [B, L, D], pooled [B, P]
+  tokenize                                                      prompts                     input_ids i64 [B, L]; SDXL: input_ids_2
+  text      input_ids i64 [B, L]; SDXL: input_ids_2, those of                               prompt_embeds [B, L, D], pooled [B, P]
+            tokenizer_2 (absent: input_ids for both encoders)
   unet      latents, timestep i64 [B], prompt_embeds            adapter                     noise_pred
   encode    images [B, 3, H, W] in [-1, 1]                                                  mean, logvar
   decode    latents (scaled)                                                                images
@@ -35,6 +37,9 @@ The case is a safetensors file: its tensors are the inputs; its metadata has the
             d3po: latents_w, next_latents_w, latents_l,         steps, eta, adapter,
                   next_latents_l                                reference_adapter
   score     images u8 [B, H, W, 3]                              judge, prompts              scores [B]
+
+SDXL: unet, sample and loss also read pooled [B, P] and time_ids f32 [B, 6] (original height, width; crop top, left; target
+height, width), sample and loss negative_pooled [1, P] and, if they differ from time_ids, negative_time_ids [B, 6].
 
 Defaults of settings: eta 0 for sample and 1 for ddim and loss, sampler ddim, gamma 0, form flatten, clip null (off).
 Samplers: ddim, euler, euler-karras, euler-a, dpmpp-2m, dpmpp-2m-karras, or the name of their class in diffusers.

@@ -2,28 +2,20 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use seedpo_judge::by_name;
-use seedpo_model::{Adapter, ClipTokenizer, Conditioning, DiffusionModel, Policy};
+use seedpo_model::{Adapter, ClipTextModel, ClipTokenizer, DiffusionModel, Policy};
 use seedpo_rollout::{Ddim, GuidedPolicy, Sampler, SamplerKind};
 use seedpo_tensor::{Tensor, tch};
 
 use super::case::{Case, Sizes};
+use super::conditioning::{self, sizes_of};
 use super::settings::CaseSettings;
 use super::{Results, Session};
 
 const LATENTS: [&str; 4] = ["B", "C", "h", "w"];
 const STEP_NOISE: [&str; 5] = ["steps", "B", "C", "h", "w"];
-const EMBEDS: [&str; 3] = ["B", "L", "D"];
-const NEGATIVE: [&str; 3] = ["1", "L", "D"];
 
 fn results<const N: usize>(named: [(&str, Tensor); N]) -> Results {
     named.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect()
-}
-
-/// Sizes that the U-Net fixes.
-pub fn sizes_of(model: &DiffusionModel) -> Sizes {
-    let config = model.unet.config();
-    let width = config.cross_attention_dim.first().map(|&width| ("D", width));
-    Sizes::of(&[("C", config.in_channels)].into_iter().chain(width).collect::<Vec<_>>())
 }
 
 /// The adapter that a setting names, if it names one.
@@ -33,35 +25,43 @@ pub fn adapter(case: &Case, settings: &CaseSettings, key: &str, model: &Diffusio
     Ok(Some(load().with_context(|| format!("setting `{key}`"))?))
 }
 
-/// `prompt_embeds` and `negative_prompt_embeds` of a case, on the session's device.
-pub fn conditioning(case: &Case, sizes: &Sizes, session: &Session) -> Result<Conditioning> {
-    Ok(Conditioning {
-        prompt_embeds: case.float("prompt_embeds", &EMBEDS, sizes)?.to_device(session.device()),
-        negative_prompt_embeds: case.float("negative_prompt_embeds", &NEGATIVE, sizes)?.to_device(session.device()),
-        added: None,
-    })
-}
-
-/// Prompts to token ids.
+/// Prompts to token ids; of both tokenizers where the folder has two.
 pub fn tokenize(case: &Case, session: &Session) -> Result<Results> {
     let prompts = case.settings(&["prompts"])?.texts("prompts")?;
     let prompts = prompts.context("setting `prompts`: expected a list of strings, found nothing")?;
     ensure!(!prompts.is_empty(), "setting `prompts`: expected at least one prompt, found an empty list");
-    Ok(results([("input_ids", ClipTokenizer::from_folder(session.folder())?.encode(&prompts)?)]))
+    let mut found = results([("input_ids", ClipTokenizer::from_folder(session.folder())?.encode(&prompts)?)]);
+    let second = session.folder().join("tokenizer_2");
+    if second.is_dir() {
+        found.insert("input_ids_2".to_owned(), ClipTokenizer::from_folder(&second)?.encode(&prompts)?);
+    }
+    Ok(found)
 }
 
-/// Token ids to embeddings.
+/// Token ids to embeddings. SDXL: `input_ids_2` are the second encoder's; the first's again where absent.
 pub fn text(case: &Case, session: &Session) -> Result<Results> {
     case.settings(&[])?;
     let model = session.model()?;
-    let config = model.text_encoder.config();
-    let input_ids = case.integer("input_ids", &["B", "L"], &Sizes::default(), config.vocab_size)?;
-    let length = input_ids.size()[1];
-    let longest = config.max_position_embeddings;
-    ensure!(length <= longest, "tensor `input_ids`: expected at most {longest} tokens a row, found {length}");
+    let sizes = Sizes::default();
+    let input_ids = token_ids(case, "input_ids", &model.text_encoder, &sizes)?.to_device(session.device());
     let _no_grad = tch::no_grad_guard();
-    let output = model.text_encoder.forward(&input_ids.to_device(session.device()))?;
-    Ok(results([("prompt_embeds", output.prompt_embeds), ("pooled", output.pooled)]))
+    let Some(second) = &model.text_encoder_2 else {
+        let output = model.text_encoder.forward(&input_ids)?;
+        return Ok(results([("prompt_embeds", output.prompt_embeds), ("pooled", output.pooled)]));
+    };
+    let name = if case.has("input_ids_2") { "input_ids_2" } else { "input_ids" };
+    let input_ids_2 = token_ids(case, name, &second.text_encoder, &sizes)?.to_device(session.device());
+    let output = model.encode_tokens(&input_ids, Some(&input_ids_2))?;
+    let pooled = output.pooled.context("the second text encoder gave no pooled embedding")?;
+    Ok(results([("prompt_embeds", output.prompt_embeds), ("pooled", pooled)]))
+}
+
+fn token_ids(case: &Case, name: &str, encoder: &ClipTextModel, sizes: &Sizes) -> Result<Tensor> {
+    let config = encoder.config();
+    let input_ids = case.integer(name, &["B", "L"], sizes, config.vocab_size)?;
+    let (length, longest) = (input_ids.size()[1], config.max_position_embeddings);
+    ensure!(length <= longest, "tensor `{name}`: expected at most {longest} tokens a row, found {length}");
+    Ok(input_ids)
 }
 
 /// The U-Net's raw output.
@@ -71,11 +71,11 @@ pub fn unet(case: &Case, session: &Session) -> Result<Results> {
     let sizes = sizes_of(&model);
     let latents = case.float("latents", &LATENTS, &sizes)?;
     let timestep = case.integer("timestep", &["B"], &sizes, model.schedule.num_train_timesteps)?;
-    let embeds = case.float("prompt_embeds", &EMBEDS, &sizes)?;
+    let (embeds, added) = conditioning::Reader { case, sizes: &sizes, session }.prompt(&model)?;
     let adapter = adapter(case, &settings, "adapter", &model)?;
     let _no_grad = tch::no_grad_guard();
     let to = |tensor: Tensor| tensor.to_device(session.device());
-    let noise_pred = model.unet.forward(&to(latents), &to(timestep), &to(embeds), None, adapter.as_ref())?;
+    let noise_pred = model.unet.forward(&to(latents), &to(timestep), &embeds, added.as_ref(), adapter.as_ref())?;
     Ok(results([("noise_pred", noise_pred)]))
 }
 
@@ -125,7 +125,7 @@ pub fn sample(case: &Case, session: &Session) -> Result<Results> {
     let draws_noise = (0..steps).any(|step| sampler.draws_noise(step));
     let noise = draws_noise.then(|| case.float("noise", &STEP_NOISE, &sizes.and("steps", steps as i64)));
     let noise = noise.transpose().with_context(|| format!("sampler `{kind}` draws noise"))?;
-    let conditioning = conditioning(case, &sizes, session)?;
+    let conditioning = conditioning::Reader { case, sizes: &sizes, session }.guided(&model)?;
     let adapter = adapter(case, &settings, "adapter", &model)?;
     let policy = Policy { base: &model, adapter: adapter.as_ref() };
     let predictor = GuidedPolicy::new(policy, &conditioning, settings.number("guidance_scale", None)?);
