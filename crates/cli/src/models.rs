@@ -8,7 +8,7 @@ use seedpo_model::DiffusionModel;
 /// The built-in model's place in the clone, and beside an installed binary.
 const BUILT_IN: &str = "assets/emoji-sd";
 
-/// The folder of a model: the one named, or the built-in one, looked for from here and from the binary upwards.
+/// The folder (or single-file checkpoint) of a model: the one named, or the built-in one, looked for from here and from the binary upwards.
 ///
 /// Errors: no such folder, or no `model_index.json` in it.
 pub fn find(named: Option<&Path>) -> Result<PathBuf> {
@@ -29,10 +29,16 @@ pub fn find(named: Option<&Path>) -> Result<PathBuf> {
 fn check(folder: &Path) -> Result<()> {
     let shown = folder.display();
     if !folder.exists() {
-        bail!("--model {shown}: no such folder; expected a diffusers folder (with model_index.json, unet/, vae/ ...)");
+        bail!(
+            "--model {shown}: no such folder or file; expected a diffusers folder (with model_index.json, unet/, vae/ ...) or a checkpoint (.safetensors, .ckpt)"
+        );
     }
-    if !folder.is_dir() {
-        bail!("--model {shown}: expected a diffusers folder, found a file");
+    if folder.is_file() {
+        let ending = folder.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+        if !["safetensors", "ckpt", "pt", "pth", "bin"].contains(&ending.as_str()) {
+            bail!("--model {shown}: found a file; expected a diffusers folder, or a checkpoint (.safetensors, .ckpt)");
+        }
+        return Ok(());
     }
     if !folder.join("model_index.json").is_file() {
         bail!("--model {shown}: expected a diffusers folder, found no model_index.json in it");

@@ -5,6 +5,8 @@ mod common;
 mod model_folder;
 #[path = "bad_input/probing.rs"]
 mod probing;
+#[path = "bad_input/single_file.rs"]
+mod single_file;
 #[path = "bad_input/training.rs"]
 mod training;
 

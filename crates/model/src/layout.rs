@@ -104,9 +104,12 @@ pub(crate) fn check_variant(folder: &Path, variant: &str) -> Result<()> {
     })
 }
 
-/// Every file that a diffusers folder's weights are read from, by a name that does not depend on where the folder lies:
-/// `unet/diffusion_pytorch_model.safetensors`, and of shards the index and each of them.
+/// Every file that a model's weights are read from, by a name that does not depend on where the model lies:
+/// `unet/diffusion_pytorch_model.safetensors`, of shards the index and each of them; `model` for a single file.
 pub fn weight_files(folder: &Path, variant: Option<&str>) -> Vec<(String, PathBuf)> {
+    if folder.is_file() {
+        return vec![("model".to_owned(), folder.to_path_buf())];
+    }
     let mut files = Vec::new();
     for (part, stems) in PARTS {
         // What is missing is named when the model is loaded.

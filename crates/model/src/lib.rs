@@ -6,6 +6,7 @@ mod layers;
 mod layout;
 mod parts;
 mod prompts;
+mod single_file;
 mod sources;
 
 pub mod adapter;

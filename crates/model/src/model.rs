@@ -94,7 +94,8 @@ pub struct DiffusionModel {
 }
 
 impl DiffusionModel {
-    /// Loads a diffusers folder (`model_index.json`, `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`; SDXL:
+    /// Loads a single-file checkpoint in the original latent-diffusion key layout (`.safetensors`, `.ckpt`), or a
+    /// diffusers folder (`model_index.json`, `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`; SDXL:
     /// `text_encoder_2/` and `tokenizer_2/` too).
     ///
     /// Errors name file, key, expected and found: a missing or malformed file, an option that is not implemented, a
@@ -230,7 +231,7 @@ fn save_text(
     save_json(&place.join("config.json"), &text_encoder.config().to_json())?;
     let place = folder.join(format!("tokenizer{suffix}"));
     make_folder(&place)?;
-    copy_tokenizer(tokenizer.folder(), &place)
+    copy_tokenizer(tokenizer, &place)
 }
 
 /// The transformer's names on disk all begin with `text_model.`, whatever the file they came from.
@@ -262,13 +263,29 @@ fn save_json(path: &Path, value: &Value) -> Result<()> {
     Ok(write_atomic(path, format!("{value:#}\n").as_bytes())?)
 }
 
-fn copy_tokenizer(from: &Path, to: &Path) -> Result<()> {
+/// Copies a tokenizer's files; its padding token is written into them, where it is another than theirs.
+fn copy_tokenizer(tokenizer: &ClipTokenizer, to: &Path) -> Result<()> {
     for name in TOKENIZER_FILES {
-        let source = from.join(name);
-        if source.exists() && source != to.join(name) {
-            let bytes = std::fs::read(&source).map_err(|e| seedpo_tensor::Error::io(&source, e))?;
-            write_atomic(&to.join(name), &bytes)?;
+        let (source, target) = (tokenizer.folder().join(name), to.join(name));
+        if !source.exists() {
+            continue;
         }
+        let mut bytes = std::fs::read(&source).map_err(|e| seedpo_tensor::Error::io(&source, e))?;
+        if let Ok(mut settings @ Value::Object(_)) = serde_json::from_slice(&bytes)
+            && pad_token(&settings).is_some_and(|pad| pad != tokenizer.pad_token())
+        {
+            settings["pad_token"] = tokenizer.pad_token().into();
+            bytes = format!("{settings:#}\n").into_bytes();
+        } else if source == target {
+            continue;
+        }
+        write_atomic(&target, &bytes)?;
     }
     Ok(())
+}
+
+/// The padding token that a tokenizer's file names, as a text or described.
+fn pad_token(settings: &Value) -> Option<&str> {
+    let pad = settings.get("pad_token")?;
+    pad.as_str().or_else(|| pad.get("content")?.as_str())
 }

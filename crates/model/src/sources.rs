@@ -10,6 +10,7 @@ use crate::index::Pipeline;
 use crate::layout::{self, DIFFUSERS, Stems, TRANSFORMERS};
 use crate::model::LoadOptions;
 use crate::parts::{TextParts, check_parts};
+use crate::single_file;
 use crate::vae::modern_names;
 
 /// Configurations and opened weight files of all parts, in diffusers' names whatever the files' own.
@@ -25,8 +26,12 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// From a diffusers folder.
-    pub fn open(folder: &Path, options: &LoadOptions) -> Result<Self> {
+    /// From a diffusers folder, or a single-file checkpoint.
+    pub fn open(path: &Path, options: &LoadOptions) -> Result<Self> {
+        if path.is_file() { single_file::open(path, options) } else { Self::of_folder(path, options) }
+    }
+
+    fn of_folder(folder: &Path, options: &LoadOptions) -> Result<Self> {
         let pipeline = Pipeline::from_file(&folder.join("model_index.json"))?;
         let variant = options.variant.as_deref();
         variant.map_or(Ok(()), |variant| layout::check_variant(folder, variant))?;

@@ -39,6 +39,7 @@ pub struct ClipTokenizer {
     bos: i64,
     eos: i64,
     pad: i64,
+    pad_token: String,
     max_length: usize,
 }
 
@@ -49,9 +50,17 @@ impl ClipTokenizer {
     /// `folder` is the one that holds these files, or a diffusers folder with a `tokenizer/` in it.
     /// Errors: a missing or malformed file, an option that is not implemented; each names file and key.
     pub fn from_folder(folder: &Path) -> Result<Self> {
+        Self::padded_with(folder, None)
+    }
+
+    /// As [`Self::from_folder`], with another padding token than the files say, e.g. `!` for OpenCLIP's text encoders.
+    pub fn padded_with(folder: &Path, pad: Option<&str>) -> Result<Self> {
         let inside = folder.join("tokenizer");
         let folder = if inside.is_dir() { inside } else { folder.to_path_buf() };
-        let settings = Settings::read(&folder)?;
+        let mut settings = Settings::read(&folder)?;
+        if let Some(pad) = pad {
+            settings.named.insert("pad_token", Named::Text(pad.to_owned()));
+        }
         let tokens = settings.tokens_to_add();
         let unk = settings.content("unk_token");
         let mut inner = backend(&folder, &unk)?;
@@ -65,7 +74,8 @@ impl ClipTokenizer {
                 .ok_or_else(|| broken(&folder, format!("`{name}` is {content:?}, which the vocabulary lacks")))
         };
         let (bos, eos, pad) = (id("bos_token")?, id("eos_token")?, id("pad_token")?);
-        Ok(Self { bos, eos, pad, max_length: settings.max_length, inner, folder })
+        let pad_token = settings.content("pad_token");
+        Ok(Self { bos, eos, pad, pad_token, max_length: settings.max_length, inner, folder })
     }
 
     /// Token ids `[B, L]`, i64 on the CPU, L = [`max_length`](Self::max_length): start token, the prompt's tokens
@@ -103,6 +113,11 @@ impl ClipTokenizer {
     /// The id that fills a row behind the end token.
     pub fn pad_token_id(&self) -> i64 {
         self.pad
+    }
+
+    /// The token that fills a row behind the end token, as text.
+    pub fn pad_token(&self) -> &str {
+        &self.pad_token
     }
 
     /// The folder that the tokenizer was read from: its files are copied when a model is saved.

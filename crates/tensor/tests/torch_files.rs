@@ -35,6 +35,8 @@ fn of_a_checkpoint_the_state_dict_is_read() {
     let file = WeightFile::open(&fixture("lightning.ckpt")).unwrap();
     assert_eq!(file.names().collect::<Vec<_>>(), ["bias", "weight"]);
     assert_eq!(file.tensor("weight").unwrap().double_value(&[1, 1]), 1.0);
+    let metadata = file.metadata();
+    assert_eq!((metadata["epoch"].as_str(), metadata["pytorch-lightning_version"].as_str()), ("1", "1.4.2"));
 }
 
 /// The pickles before the object in the old format: magic number, version, and a system that is little-endian.

@@ -80,7 +80,7 @@ impl WeightFile {
         self.entries.get(name)?.kind.as_ref().ok().copied()
     }
 
-    /// The file's own key-value pairs, sorted; none in a torch file.
+    /// The file's own key-value pairs, sorted; of a torch file, the texts and integers of its outermost dictionary.
     pub fn metadata(&self) -> BTreeMap<String, String> {
         self.metadata.clone()
     }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use seedpo_model::{DiffusionModel, LoadOptions, NoiseSchedule, SchedulerConfig};
+use seedpo_model::{ClipTokenizer, DiffusionModel, LoadOptions, NoiseSchedule, SchedulerConfig};
 use seedpo_tensor::{Device, Kind, Tensor, write_weights};
 
 use self::case::Case;
@@ -74,9 +74,15 @@ pub struct Session {
 }
 
 impl Session {
-    /// The model folder.
-    pub fn folder(&self) -> &Path {
-        &self.folder
+    /// The model's tokenizers alone: one, or SDXL's two.
+    pub fn tokenizers(&self) -> Result<(ClipTokenizer, Option<ClipTokenizer>)> {
+        if !self.folder.is_dir() {
+            let model = self.model()?;
+            return Ok((model.tokenizer, model.text_encoder_2.map(|second| second.tokenizer)));
+        }
+        let read = |own: &Path| ClipTokenizer::from_folder(self.options.tokenizer.as_deref().unwrap_or(own));
+        let second = self.folder.join("tokenizer_2");
+        Ok((read(&self.folder)?, second.is_dir().then(|| read(&second)).transpose()?))
     }
 
     /// The whole model.
@@ -86,8 +92,12 @@ impl Session {
 
     /// The model's noise schedule alone.
     pub fn schedule(&self) -> Result<NoiseSchedule> {
-        let path = self.folder.join("scheduler/scheduler_config.json");
-        Ok(NoiseSchedule::new(&SchedulerConfig::from_file(&path)?)?)
+        if !self.folder.is_dir() {
+            return Ok(self.model()?.schedule);
+        }
+        let config = SchedulerConfig::from_file(&self.folder.join("scheduler/scheduler_config.json"))?;
+        let prediction_type = self.options.prediction_type.unwrap_or(config.prediction_type);
+        Ok(NoiseSchedule::new(&SchedulerConfig { prediction_type, ..config })?)
     }
 
     /// Where the stage computes.

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use seedpo_judge::by_name;
-use seedpo_model::{Adapter, ClipTextModel, ClipTokenizer, DiffusionModel, Policy};
+use seedpo_model::{Adapter, ClipTextModel, DiffusionModel, Policy};
 use seedpo_rollout::{Ddim, GuidedPolicy, Sampler, SamplerKind};
 use seedpo_tensor::{Tensor, tch};
 
@@ -30,10 +30,10 @@ pub fn tokenize(case: &Case, session: &Session) -> Result<Results> {
     let prompts = case.settings(&["prompts"])?.texts("prompts")?;
     let prompts = prompts.context("setting `prompts`: expected a list of strings, found nothing")?;
     ensure!(!prompts.is_empty(), "setting `prompts`: expected at least one prompt, found an empty list");
-    let mut found = results([("input_ids", ClipTokenizer::from_folder(session.folder())?.encode(&prompts)?)]);
-    let second = session.folder().join("tokenizer_2");
-    if second.is_dir() {
-        found.insert("input_ids_2".to_owned(), ClipTokenizer::from_folder(&second)?.encode(&prompts)?);
+    let (first, second) = session.tokenizers()?;
+    let mut found = results([("input_ids", first.encode(&prompts)?)]);
+    if let Some(second) = second {
+        found.insert("input_ids_2".to_owned(), second.encode(&prompts)?);
     }
     Ok(found)
 }

@@ -37,13 +37,13 @@ pub(super) fn is_torch(bytes: &[u8]) -> bool {
 pub(super) fn open(file: &Arc<Mapped>) -> Result<WeightFile> {
     let bytes = file.bytes();
     let opened = if archive::is_archive(bytes) { archive::open(bytes) } else { legacy::open(bytes) };
-    let named = opened.and_then(|contents| contents.tensors(file));
+    let named = opened.and_then(|contents| Ok((contents.tensors(file)?, contents.metadata())));
     match named {
-        Ok(entries) if entries.is_empty() => {
+        Ok((entries, _)) if entries.is_empty() => {
             let hint = "save the model's state_dict() rather than the model itself";
             Err(Error::format(file.path(), format!("expected tensors in a dictionary, found none; {hint}")))
         }
-        Ok(entries) => Ok(WeightFile { path: file.path().to_path_buf(), entries, metadata: BTreeMap::new() }),
+        Ok((entries, metadata)) => Ok(WeightFile { path: file.path().to_path_buf(), entries, metadata }),
         Err(reason) => Err(Error::format(file.path(), format!("not a readable torch file: {reason}"))),
     }
 }
@@ -93,6 +93,12 @@ impl Contents {
             }
         }
         Ok(found)
+    }
+
+    /// The root's own texts and integers, such as Lightning's `global_step`.
+    fn metadata(&self) -> BTreeMap<String, String> {
+        let Node::Dict(entries) = self.graph.node(self.root) else { return BTreeMap::new() };
+        entries.iter().filter_map(|(key, id)| Some((self.graph.key_name(*key)?, self.graph.key_name(*id)?))).collect()
     }
 
     fn view(&self, file: &Arc<Mapped>, tensor: &TensorNode) -> std::result::Result<View, String> {

@@ -1,0 +1,114 @@
+//! The text encoders: CLIP in transformers' names, OpenCLIP in its own.
+
+use std::collections::BTreeMap;
+
+use seedpo_tensor::{Part, WeightFile};
+
+use super::{arrange, count, shape_of};
+use crate::layers::Activation;
+use crate::text::ClipTextModel;
+use crate::{Result, TextConfig};
+
+/// Channels of one attention head, in every CLIP.
+const HEAD_CHANNELS: i64 = 64;
+/// Layers of OpenCLIP's ViT-H that Stable Diffusion 2.x runs: the 24th is stored and left out.
+const LAYERS_USED: i64 = 23;
+
+/// A text encoder found in a checkpoint.
+pub(super) struct TextEncoder {
+    pub config: TextConfig,
+    /// Under transformers' names.
+    pub file: WeightFile,
+    /// What its tokenizer fills rows with; `None` is the end token.
+    pub pad_with: Option<&'static str>,
+}
+
+/// CLIP ViT-L (SD 1.x; the first encoder of SDXL). Errors: a tensor missing, surplus or misshaped.
+pub(super) fn clip(file: &WeightFile, prefix: &str) -> Result<TextEncoder> {
+    // Files written with transformers 5 have no `text_model.`.
+    let inside = format!("{prefix}text_model.");
+    let bare = !file.names().any(|name| name.starts_with(&inside));
+    let root = if bare { prefix } else { inside.as_str() };
+    let name = |rest: &str| format!("{root}{rest}");
+    let [vocab_size, hidden_size] = shape_of::<2>(file, &name("embeddings.token_embedding.weight"))?;
+    let [positions, _] = shape_of::<2>(file, &name("embeddings.position_embedding.weight"))?;
+    let [intermediate_size, _] = shape_of::<2>(file, &name("encoder.layers.0.mlp.fc1.weight"))?;
+    let layers = count(file, &name("encoder.layers."), ".mlp.fc1.weight");
+    let config = config(vocab_size, hidden_size, positions, intermediate_size, layers);
+    let shapes = ClipTextModel::parameter_shapes(&config)?;
+    let original = |name: &str| {
+        let rest = if bare { name.strip_prefix("text_model.").unwrap_or(name) } else { name };
+        (rest.to_owned(), Part::Whole)
+    };
+    let file = arrange::network(file, prefix, &shapes, original, |rest| rest.ends_with("embeddings.position_ids"))?;
+    Ok(TextEncoder { config, file, pad_with: None })
+}
+
+/// OpenCLIP: ViT-H (SD 2.x, without its last layer) or, with the projection, ViT-bigG (the second encoder of SDXL).
+/// Errors: a tensor missing, surplus or misshaped.
+pub(super) fn open_clip(file: &WeightFile, prefix: &str, with_projection: bool) -> Result<TextEncoder> {
+    let name = |rest: &str| format!("{prefix}{rest}");
+    let [vocab_size, hidden_size] = shape_of::<2>(file, &name("token_embedding.weight"))?;
+    let [positions, _] = shape_of::<2>(file, &name("positional_embedding"))?;
+    let [intermediate_size, _] = shape_of::<2>(file, &name("transformer.resblocks.0.mlp.c_fc.weight"))?;
+    let stored = count(file, &name("transformer.resblocks."), ".mlp.c_fc.weight");
+    let layers = if with_projection { stored } else { stored.min(LAYERS_USED) };
+    let mut config = TextConfig {
+        hidden_act: Activation::Gelu,
+        with_projection,
+        ..config(vocab_size, hidden_size, positions, intermediate_size, layers)
+    };
+    if with_projection {
+        [_, config.projection_dim] = shape_of::<2>(file, &name("text_projection"))?;
+    }
+    let shapes: BTreeMap<_, _> = ClipTextModel::parameter_shapes(&config)?;
+    let unused = format!("transformer.resblocks.{layers}.");
+    let ignored = |rest: &str| {
+        let projection = !with_projection && rest == "text_projection";
+        projection || ["logit_scale", "attn_mask"].contains(&rest) || layers < stored && rest.starts_with(&unused)
+    };
+    let file = arrange::network(file, prefix, &shapes, |name| open_clip_name(name, hidden_size), ignored)?;
+    Ok(TextEncoder { config, file, pad_with: Some("!") })
+}
+
+fn config(vocab_size: i64, hidden_size: i64, positions: i64, intermediate_size: i64, layers: i64) -> TextConfig {
+    TextConfig {
+        vocab_size,
+        hidden_size,
+        intermediate_size,
+        num_hidden_layers: layers,
+        num_attention_heads: (hidden_size / HEAD_CHANNELS).max(1),
+        max_position_embeddings: positions,
+        projection_dim: hidden_size,
+        bos_token_id: 0,
+        // The largest id, as in every folder of these families.
+        eos_token_id: 2,
+        ..TextConfig::default()
+    }
+}
+
+/// OpenCLIP's name, and which part of that tensor, for transformers' name.
+fn open_clip_name(name: &str, width: i64) -> (String, Part) {
+    const PARTS: [(&str, &str); 9] = [
+        ("text_model.embeddings.token_embedding.weight", "token_embedding.weight"),
+        ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
+        ("text_model.final_layer_norm.", "ln_final."),
+        ("text_model.encoder.layers.", "transformer.resblocks."),
+        (".layer_norm1.", ".ln_1."),
+        (".layer_norm2.", ".ln_2."),
+        (".mlp.fc1.", ".mlp.c_fc."),
+        (".mlp.fc2.", ".mlp.c_proj."),
+        (".self_attn.out_proj.", ".attn.out_proj."),
+    ];
+    if name == "text_projection.weight" {
+        return ("text_projection".to_owned(), Part::Transposed);
+    }
+    let name = PARTS.iter().fold(name.to_owned(), |name, (from, to)| name.replace(from, to));
+    for (at, projection) in [".self_attn.q_proj.", ".self_attn.k_proj.", ".self_attn.v_proj."].into_iter().enumerate() {
+        if name.contains(projection) {
+            let rows = Part::Rows { start: at as i64 * width, count: width };
+            return (name.replace(projection, ".attn.in_proj_"), rows);
+        }
+    }
+    (name, Part::Whole)
+}
