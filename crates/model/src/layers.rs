@@ -68,17 +68,6 @@ impl Activation {
     }
 }
 
-/// Whether `x` `[B, C, h, w]` has its channels next to each other in memory (the "channels last" layout).
-pub(crate) fn is_channels_last(x: &Tensor) -> bool {
-    matches!((&x.size()[..], &x.stride()[..]), ([_, c, h, w], [_, 1, row, column]) if *column == *c && *row == c * w && *c > 1 && h * w > 1)
-}
-
-/// `x` `[B, C, h, w]` in the channels-last layout, in which the convolutions' weights are too: the CPU kernels reorder
-/// less with it (up to a sixth faster), CUDA's half-precision ones need it. What follows keeps the layout it is given.
-pub(crate) fn channels_last(x: &Tensor) -> Tensor {
-    x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
-}
-
 /// `y + residual`, in place where no gradient is recorded.
 pub(crate) fn add(mut y: Tensor, residual: &Tensor) -> Tensor {
     if y.requires_grad() || residual.requires_grad() || y.kind() != residual.kind() {
@@ -148,9 +137,7 @@ pub(crate) struct Conv2d {
 impl Conv2d {
     pub fn new(p: &ParamPath<'_>, inputs: i64, outputs: i64, kernel: i64, stride: i64, padding: i64) -> Self {
         let init = default_init(inputs * kernel * kernel);
-        let shape = [outputs, inputs, kernel, kernel];
-        let weight =
-            if kernel == 1 { p.get("weight", &shape, init) } else { p.get_channels_last("weight", &shape, init) };
+        let weight = p.get("weight", &[outputs, inputs, kernel, kernel], init);
         Self { weight, bias: p.get("bias", &[outputs], init), stride, padding }
     }
 
@@ -160,13 +147,10 @@ impl Conv2d {
     }
 
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        if self.weight.size()[2..] == [1, 1] && self.stride == 1 && is_channels_last(x) {
-            return self.forward_channels(&x.permute([0, 2, 3, 1])).permute([0, 3, 1, 2]);
-        }
         x.conv2d(&self.weight, Some(&self.bias), [self.stride; 2], [self.padding; 2], [1, 1], 1)
     }
 
-    /// A 1×1 convolution over the last axis of `x` `[.., C]`: a matrix product, faster than the convolution's kernels.
+    /// A 1×1 convolution over the last axis of `x` `[.., C]`: a matrix product.
     pub fn forward_channels(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight.flatten(1, -1), Some(&self.bias))
     }

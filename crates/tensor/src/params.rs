@@ -118,12 +118,10 @@ impl Params {
         }
     }
 
-    fn get_as(&self, name: String, shape: &[i64], init: Init, lay_out: impl Fn(Tensor) -> Result<Tensor>) -> Tensor {
+    fn get(&self, name: String, shape: &[i64], init: Init) -> Tensor {
         let mut state = self.state.borrow_mut();
         state.shapes.insert(name.clone(), shape.to_vec());
-        let found = self.lookup(&name, shape, init);
-        let laid_out = found.and_then(|tensor| lay_out(tensor).map_err(|e| format!("`{name}`: {e}")));
-        let tensor = laid_out.unwrap_or_else(|problem| {
+        let tensor = self.lookup(&name, shape, init).unwrap_or_else(|problem| {
             state.problems.push(problem);
             Tensor::zeros([0], (self.kind, self.device))
         });
@@ -192,15 +190,7 @@ impl ParamPath<'_> {
 
     /// The tensor of this name. One that is missing or misshaped is noted for [`Params::finish`], which must be called.
     pub fn get(&self, name: &str, shape: &[i64], init: Init) -> Tensor {
-        self.params.get_as(self.join(name), shape, init, Ok)
-    }
-
-    /// As [`get`](Self::get) for a convolution's weight `[out, in, h, w]`, laid out with `in` innermost ("channels last").
-    pub fn get_channels_last(&self, name: &str, shape: &[i64], init: Init) -> Tensor {
-        self.params.get_as(self.join(name), shape, init, |tensor| match tensor.dim() {
-            4 => Ok(tensor.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?),
-            _ => Ok(tensor),
-        })
+        self.params.get(self.join(name), shape, init)
     }
 
     fn join(&self, name: &str) -> String {

@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use super::Projection;
 use crate::adapter::Adapter;
-use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, add, attention, is_channels_last};
+use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, add, attention};
 
 /// One attention projection: a linear layer that an adapter may change.
 #[derive(Debug)]
@@ -177,7 +177,6 @@ impl Transformer {
             h = block.forward(&h, context, adapter);
         }
         let h = self.proj_out.forward(&h).view([batch, height, width, channels]).permute([0, 3, 1, 2]);
-        let h = if is_channels_last(x) { h } else { h.contiguous() };
-        add(h, x)
+        add(h.contiguous(), x)
     }
 }

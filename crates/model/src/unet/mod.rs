@@ -13,7 +13,6 @@ use tch::{Device, Kind, Tensor};
 
 use crate::adapter::Adapter;
 use crate::config::UNetConfig;
-use crate::layers::channels_last;
 use crate::{Error, Result};
 pub use recorded::Recording;
 use stages::{Inputs, Stage, walk};
@@ -140,7 +139,7 @@ impl UNet2DConditionModel {
         let time = self.time_embedding.forward(timesteps, added, batch, kind);
         let latents = latents.to_device(self.device).to_kind(kind);
         let latents = if self.config.center_input_sample { latents * 2.0 - 1.0 } else { latents };
-        Ok((channels_last(&latents), time, prompt_embeds.to_device(self.device).to_kind(kind)))
+        Ok((latents, time, prompt_embeds.to_device(self.device).to_kind(kind)))
     }
 
     fn check_inputs(&self, latents: &Tensor, timesteps: &Tensor, prompt_embeds: &Tensor) -> Result<()> {

@@ -8,7 +8,7 @@ use seedpo_tensor::{ParamPath, Params, Part, WeightFile};
 use tch::{Device, Kind, Tensor};
 
 use crate::config::VaeConfig;
-use crate::layers::{Conv2d, channels_last};
+use crate::layers::Conv2d;
 use crate::{Error, Result};
 use blocks::{Decoder, Encoder};
 
@@ -95,13 +95,13 @@ impl AutoencoderKl {
     /// Errors: [`Error::Argument`] if the shape does not fit.
     pub fn encode(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
         check("images", images, self.config.in_channels, self.config.scale_factor())?;
-        let moments = self.encoder.forward(&channels_last(&images.to_device(self.device).to_kind(self.kind)));
+        let moments = self.encoder.forward(&images.to_device(self.device).to_kind(self.kind));
         let moments = match &self.quant_conv {
             Some(conv) => conv.forward(&moments),
             None => moments,
         };
         let parts = moments.chunk(2, 1);
-        Ok((parts[0].contiguous(), parts[1].clamp(-30.0, 20.0).contiguous()))
+        Ok((parts[0].contiguous(), parts[1].clamp(-30.0, 20.0)))
     }
 
     /// Images `[B, 3, H, W]`, about [-1, 1] but not clamped, from unscaled latents `[B, latent_channels, h, w]`.
@@ -109,7 +109,7 @@ impl AutoencoderKl {
     /// Errors: [`Error::Argument`] if the shape does not fit.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         check("latents", latents, self.config.latent_channels, 1)?;
-        let latents = channels_last(&latents.to_device(self.device).to_kind(self.kind));
+        let latents = latents.to_device(self.device).to_kind(self.kind);
         let latents = match &self.post_quant_conv {
             Some(conv) => conv.forward(&latents),
             None => latents,
