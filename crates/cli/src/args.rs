@@ -14,7 +14,7 @@ Start here:
   seedpo sample --adapter runs/see-spo --prompt \"red apple\" the same picture after alignment
 
 Exit codes: 0 done; 1 a quality gate failed; 2 could not run; 130 interrupted (work so far is saved).
-Environment: OMP_NUM_THREADS, CUDA_VISIBLE_DEVICES, RUST_LOG (e.g. RUST_LOG=seedpo=debug), NO_COLOR.
+Environment: HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE (docs/hub.md); OMP_NUM_THREADS, CUDA_VISIBLE_DEVICES, RUST_LOG (e.g. RUST_LOG=seedpo=debug), NO_COLOR.
 Flags may be written with - or _.  `seedpo <command> --help` explains each flag, its range and its default.";
 
 /// Align text-to-image diffusion models with preferences.
@@ -67,6 +67,10 @@ pub struct Global {
     /// where it is there].
     #[arg(long, global = true, value_name = "NAME", help_heading = "Model files")]
     pub variant: Option<String>,
+
+    /// The branch, tag or commit of a model named by its hub id [default: main].
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Model files")]
+    pub revision: Option<String>,
 
     /// What the U-Net predicts: epsilon or v_prediction [default: as the model's files say].
     #[arg(long, global = true, value_name = "TYPE", help_heading = "Model files")]

@@ -18,6 +18,7 @@ pub struct Context {
     device: Option<String>,
     dtype: Option<String>,
     files: FileFlags,
+    revision: Option<String>,
 }
 
 /// How a model's files are to be read, as flags and settings spell it; empty texts are not given.
@@ -60,7 +61,13 @@ impl Context {
             prediction_type: text(&global.prediction_type),
             tokenizer: text(&global.tokenizer),
         };
-        Ok(Self { quiet: global.quiet, device: global.device.clone(), dtype: global.dtype.clone(), files })
+        let (device, dtype, revision) = (global.device.clone(), global.dtype.clone(), global.revision.clone());
+        Ok(Self { quiet: global.quiet, device, dtype, files, revision })
+    }
+
+    /// The branch, tag or commit of a model that is named by its hub id.
+    pub fn revision(&self) -> &str {
+        self.revision.as_deref().unwrap_or("main")
     }
 
     /// The device to compute on, `auto` where none was named; asked once, before the first tensor.

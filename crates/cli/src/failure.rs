@@ -35,7 +35,8 @@ impl Outcome {
 /// A cause whose text its parent already shows is left out.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     let _ = writeln!(std::io::stderr().lock(), "error: {}", block(error));
-    ExitCode::from(COULD_NOT_RUN)
+    let stopped = error.downcast_ref().is_some_and(|error| matches!(error, seedpo_hub::Error::Cancelled { .. }));
+    ExitCode::from(if stopped { INTERRUPTED } else { COULD_NOT_RUN })
 }
 
 fn block(error: &anyhow::Error) -> String {

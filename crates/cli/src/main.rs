@@ -7,6 +7,7 @@ mod args;
 mod commands;
 mod context;
 mod failure;
+mod hub;
 mod images;
 mod interrupt;
 mod models;

@@ -2,19 +2,26 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use seedpo_model::DiffusionModel;
+
+use crate::context::Context;
+use crate::hub;
 
 /// The built-in model's place in the clone, and beside an installed binary.
 const BUILT_IN: &str = "assets/emoji-sd";
 
-/// The folder (or single-file checkpoint) of a model: the one named, or the built-in one, looked for from here and from the binary upwards.
+/// The folder or single-file checkpoint of a model: the one named, by its path or hub id, or the built-in one.
 ///
-/// Errors: no such folder, or no `model_index.json` in it.
-pub fn find(named: Option<&Path>) -> Result<PathBuf> {
-    if let Some(folder) = named {
-        return check(folder).map(|()| folder.to_path_buf());
-    }
+/// Errors: no such folder, or no `model_index.json` in it; those of [`crate::hub::model`].
+pub fn find(named: Option<&Path>, context: &Context) -> Result<PathBuf> {
+    let Some(named) = named else { return built_in() };
+    let folder = hub::model(named, &context.files().variant, context).context("--model")?;
+    check(&folder).map(|()| folder)
+}
+
+/// The built-in model's folder, looked for from here and from the binary upwards. Errors: it is not there.
+pub fn built_in() -> Result<PathBuf> {
     let beside = std::env::current_exe().ok().and_then(|exe| exe.canonicalize().ok());
     let above = beside.iter().flat_map(|exe| exe.ancestors().skip(1)).map(|folder| folder.join(BUILT_IN));
     let candidates = std::iter::once(PathBuf::from(BUILT_IN)).chain(above);
@@ -30,7 +37,7 @@ fn check(folder: &Path) -> Result<()> {
     let shown = folder.display();
     if !folder.exists() {
         bail!(
-            "--model {shown}: no such folder or file; expected a diffusers folder (with model_index.json, unet/, vae/ ...) or a checkpoint (.safetensors, .ckpt)"
+            "--model {shown}: no such folder or file; expected a diffusers folder (with model_index.json, unet/, vae/ ...), a checkpoint (.safetensors, .ckpt) or a hub id (user/repo)"
         );
     }
     if folder.is_file() {

@@ -94,7 +94,7 @@ impl Settings {
     pub fn resolve(&self, context: &Context) -> Result<TrainConfig> {
         let mut config = TrainConfig::from_table(self.given(context)?, "the merged settings")?;
         if config.model.is_empty() {
-            config.model = models::find(None)?.display().to_string();
+            config.model = models::built_in()?.display().to_string();
         }
         Ok(config)
     }

@@ -132,7 +132,7 @@ fn sampler_settings_out_of_range() {
 fn an_unknown_flag() {
     let room = Room::new();
     refuses(&room, &with(&SAMPLE, &["--gradient_checkpointing"]), &["--gradient-checkpointing"]);
-    refuses(&room, &with(&TRAIN, &["--gradient_checkpointing"]), &["--gradient-checkpointing"]);
+    refuses(&room, &with(&TRAIN, &["--use_8bit_adam"]), &["--use-8bit-adam"]);
     refuses(&room, &with(&TRAIN, &["--report_to", "wandb"]), &["--report-to", "wandb", "tensorboard"]);
 }
 

@@ -119,6 +119,9 @@ impl Job<'_> {
             sum.add(bytes);
             *done += count as u64;
             observer.progress(self.file, self.before + *done, self.total);
+            if observer.cancelled() {
+                return Err(Error::Cancelled { file: self.file.to_owned() });
+            }
         }
         match self.metadata.size {
             Some(size) if *done < size => Err(broken(*done, "the connection was closed".to_owned())),

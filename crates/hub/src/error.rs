@@ -113,6 +113,12 @@ pub enum Error {
         /// What the network said.
         reason: String,
     },
+    /// The observer asked to stop.
+    #[error("{file}: stopped; run again to go on from there")]
+    Cancelled {
+        /// The file being downloaded.
+        file: String,
+    },
     /// The bytes received are not those the hub announced.
     #[error(
         "{file}: wrong bytes: expected the checksum {expected}, found {found}; nothing was kept. A proxy or a mirror may be changing files: try again, or another HF_ENDPOINT"

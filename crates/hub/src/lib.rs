@@ -26,4 +26,9 @@ pub trait Observer {
 
     /// Something worth a line: an unreachable hub whose cached files are used, a try that failed and is repeated.
     fn note(&mut self, text: &str);
+
+    /// Asked between blocks: whether to stop here and keep what has come.
+    fn cancelled(&self) -> bool {
+        false
+    }
 }

@@ -88,8 +88,8 @@ settings! {
     ///
     /// Defaults are SPO's published ones for Stable Diffusion 1.5 where docs/methods.md section 4.3 states them.
     TrainConfig, TABLE;
-    model: String = String::new(), "a diffusers folder",
-        "The base model: a folder in diffusers layout (tokenizer, text_encoder, unet, vae, scheduler).";
+    model: String = String::new(), "a diffusers folder or a hub id",
+        "The base model: a folder in diffusers layout (tokenizer, text_encoder, unet, vae, scheduler), or user/repo.";
     variant: String = String::new(), "a name such as fp16; empty = full precision, where it is there",
         "Which of several sets of weight files to read.";
     prediction_type: String = String::new(), "epsilon | v_prediction; empty = as the model's files say",

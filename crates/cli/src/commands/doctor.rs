@@ -22,8 +22,8 @@ Examples:
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A diffusers folder to check: it is loaded as a run would load it [default: the built-in model].
-    #[arg(long, value_name = "FOLDER", visible_alias = "pretrained-model-name-or-path")]
+    /// A diffusers folder or hub id to check: it is loaded as a run would load it [default: the built-in model].
+    #[arg(long, value_name = "FOLDER|ID", visible_alias = "pretrained-model-name-or-path")]
     model: Option<PathBuf>,
 }
 
@@ -146,7 +146,7 @@ fn speed() -> Finding {
 }
 
 fn model(named: Option<&Path>, context: &Context) -> Finding {
-    let folder = match models::find(named) {
+    let folder = match models::find(named, context) {
         Ok(folder) => folder,
         Err(error) if named.is_none() => return Warn(format!("{error:#}")),
         Err(error) => return Bad(format!("{error:#}")),

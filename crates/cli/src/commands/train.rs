@@ -10,13 +10,13 @@ use seedpo_align::{Finished, Parts, TrainConfig, Trainer, load_prompts, trainer}
 use seedpo_judge::Judge;
 use seedpo_model::DiffusionModel;
 use seedpo_tensor::device::parse_device;
-use toml::Table;
+use toml::{Table, Value};
 
 use crate::context::{Context, FileFlags, parse_kind};
 use crate::failure::Outcome;
 use crate::observer::RunObserver;
 use crate::settings::Settings;
-use crate::{interrupt, output};
+use crate::{hub, interrupt, output};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -51,15 +51,34 @@ struct Start {
 
 /// Runs the command.
 pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
-    let given = args.settings.given(context)?;
+    let mut given = args.settings.given(context)?;
     if args.settings.print_config {
         output::print(&args.settings.resolve(context)?.to_documented_toml()?)?;
         return Ok(Outcome::Done);
     }
     match given.get("resume").and_then(|value| value.as_str()).filter(|text| !text.is_empty()) {
-        Some(resume) => go_on(resume, &given, context),
-        None => begin(args.settings.resolve(context)?, context),
+        Some(resume) => {
+            let resume = resume.to_owned();
+            if let Some(Value::String(model)) = given.get("model") {
+                let variant = given.get("variant").and_then(Value::as_str).unwrap_or_default();
+                let model = local_model(model, variant, context)?;
+                given.insert("model".to_owned(), Value::String(model));
+            }
+            go_on(&resume, &given, context)
+        }
+        None => {
+            let mut config = args.settings.resolve(context)?;
+            config.model = local_model(&config.model, &config.variant, context)?;
+            begin(config, context)
+        }
     }
+}
+
+/// A model's path; a hub id becomes that of its files in the cache, whose folder bears the commit's hash. So a run
+/// records exactly what it was trained on.
+fn local_model(model: &str, variant: &str, context: &Context) -> Result<String> {
+    let path = hub::model(Path::new(model), variant, context).context("setting `model`")?;
+    Ok(path.display().to_string())
 }
 
 /// A new run: everything that can be refused is checked before its folder is made.

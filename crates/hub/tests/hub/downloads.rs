@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use seedpo_hub::{Error, Hub, RepoId, Select};
+use seedpo_hub::{Error, Hub, Observer, RepoId, Select};
 
 use crate::stand_in::{COMMIT, Fault, git_sha1, sha256};
 use crate::{Notes, Room, plain, unet};
@@ -75,19 +75,32 @@ fn a_later_run_takes_up_what_an_earlier_one_left() {
     assert!(error.to_string().contains("run again"), "{error}");
     assert_eq!(room.left(".incomplete"), 1);
     assert!(!room.cache.path().join("models--tiny--model/refs/main").exists(), "it would look whole");
-    let room = Room {
-        server: {
-            let fresh = Room::new().server;
-            fresh
-        },
-        ..room
-    };
+    let room = Room { server: Room::new().server, ..room };
     let config = seedpo_hub::HubConfig { endpoint: room.server.endpoint.clone(), ..room.config.clone() };
     let room = Room { config, ..room };
     assert_eq!(fs::read(room.pipeline(None).unwrap().join(UNET)).unwrap(), unet());
     let starts =
         room.server.requests().iter().filter(|r| r.path.starts_with("/cdn/")).map(|r| r.start).collect::<Vec<_>>();
     assert_eq!((starts, room.left(".incomplete")), (vec![50_000], 0));
+}
+
+#[test]
+fn a_cancelled_download_stops_and_keeps_its_part() {
+    struct Cancelled;
+    impl Observer for Cancelled {
+        fn progress(&mut self, _: &str, _: u64, _: u64) {}
+        fn note(&mut self, _: &str) {}
+        fn cancelled(&self) -> bool {
+            true
+        }
+    }
+    let room = Room::new();
+    room.pipeline(Some("fp16")).unwrap();
+    let id = RepoId::parse("tiny/model").unwrap();
+    let stopped = Hub::new(room.config.clone()).snapshot(&id, "main", &plain(), &mut Cancelled);
+    assert!(matches!(stopped, Err(Error::Cancelled { .. })), "{stopped:?}");
+    assert_eq!(room.left(".incomplete"), 1);
+    room.pipeline(None).unwrap();
 }
 
 #[test]

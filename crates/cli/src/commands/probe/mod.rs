@@ -51,8 +51,8 @@ Paths in settings are taken from the working folder, or else from the case's fol
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = TABLE, after_help = "See `seedpo probe --help` for the table of stages.")]
 pub struct Args {
-    /// A diffusers folder [default: the built-in model].
-    #[arg(long, value_name = "FOLDER")]
+    /// A diffusers folder, or a hub id (user/repo) [default: the built-in model].
+    #[arg(long, value_name = "FOLDER|ID")]
     model: Option<PathBuf>,
 
     /// The case: inputs, `what` and `settings` in a safetensors file.
@@ -110,7 +110,7 @@ impl Session {
 pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     let case = Case::open(&args.case)?;
     let options = context.load_options(context.device_or("cpu")?)?;
-    let session = Session { folder: models::find(args.model.as_deref())?, options };
+    let session = Session { folder: models::find(args.model.as_deref(), context)?, options };
     let stage = stage(case.what()).with_context(|| format!("case {}", args.case.display()))?;
     let results =
         stage(&case, &session).with_context(|| format!("case {} (`{}`)", args.case.display(), case.what()))?;

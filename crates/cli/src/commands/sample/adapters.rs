@@ -6,6 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use seedpo_model::adapter::resolve;
 use seedpo_model::{Adapter, DiffusionModel};
 
+use crate::context::Context;
+use crate::hub;
+
 /// `PATH` or `PATH:WEIGHT`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Weighted {
@@ -44,11 +47,13 @@ pub fn load_adapter(path: &Path, model: &DiffusionModel) -> Result<Adapter> {
 }
 
 /// All adapters as whole weights, which cost nothing at each step; `None` where there are none.
-pub fn merged(adapters: &[Weighted], model: &DiffusionModel) -> Result<Option<Adapter>> {
+pub fn merged(adapters: &[Weighted], model: &DiffusionModel, context: &Context) -> Result<Option<Adapter>> {
     if adapters.is_empty() {
         return Ok(None);
     }
-    let load = |adapter: &Weighted| Ok((load_adapter(&adapter.path, model)?, adapter.weight));
+    let load = |adapter: &Weighted| {
+        Ok((load_adapter(&hub::adapter(&adapter.path, context).context("--adapter")?, model)?, adapter.weight))
+    };
     let parts = adapters.iter().map(load).collect::<Result<Vec<_>>>()?;
     Ok(Some(Adapter::combined(&parts).context("--adapter")?.merge(&model.unet)?))
 }

@@ -26,7 +26,7 @@ pub use self::adapters::load_adapter;
 const EXAMPLES: &str = "\
 Examples:
   seedpo sample --prompt \"red apple\" --prompt \"blue car\" -n 4 --grid --out pictures
-  seedpo sample --model path/to/stable-diffusion-v1-5 --prompts prompts.txt --dtype bf16 --sampler dpmpp-2m-karras
+  seedpo sample --model stable-diffusion-v1-5/stable-diffusion-v1-5 --variant fp16 --prompts prompts.txt --dtype bf16
   seedpo sample --adapter runs/see-spo --adapter ink.safetensors:0.5 --prompt \"red apple\" --seed 7 --out after
 
 A picture depends on its prompt, the seed, its number among those of the prompt and the settings; not on the batch
@@ -38,13 +38,18 @@ size nor on the other prompts. The PNGs carry all of these as text chunks (docs/
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A diffusers folder [default: the built-in model].
-    #[arg(long, value_name = "FOLDER", visible_alias = "pretrained-model-name-or-path", help_heading = "What to draw")]
+    /// A diffusers folder, or a hub id (user/repo) [default: the built-in model].
+    #[arg(
+        long,
+        value_name = "FOLDER|ID",
+        visible_alias = "pretrained-model-name-or-path",
+        help_heading = "What to draw"
+    )]
     model: Option<PathBuf>,
 
-    /// A LoRA file (diffusers or PEFT), or a folder with a pytorch_lora_weights.safetensors: a run, a checkpoint. Its
-    /// weight may follow, 1 if none does; give it again to add more.
-    #[arg(long, value_name = "PATH[:WEIGHT]", value_parser = weighted, help_heading = "What to draw")]
+    /// A LoRA file (diffusers or PEFT), a folder with a pytorch_lora_weights.safetensors (a run, a checkpoint), or a hub
+    /// id (user/repo or user/repo/file.safetensors). Its weight may follow, 1 if none does; give it again to add more.
+    #[arg(long, value_name = "PATH|ID[:WEIGHT]", value_parser = weighted, help_heading = "What to draw")]
     adapter: Vec<Weighted>,
 
     /// A prompt; give it again for more.
@@ -154,10 +159,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     let files: Vec<PathBuf> = jobs.iter().map(name).chain(args.grid.then(|| args.out.join(images::GRID))).collect();
     let _no_grad = tch::no_grad_guard();
     let options = context.load_options(context.device()?)?;
-    let model = DiffusionModel::load(&models::find(args.model.as_deref())?, &options)?;
+    let model = DiffusionModel::load(&models::find(args.model.as_deref(), context)?, &options)?;
     let shape = args.latent_shape(&model)?;
     let sampler = Sampler::new(args.sampler, &model.schedule, args.steps, args.eta)?;
-    let adapter = adapters::merged(&args.adapter, &model)?;
+    let adapter = adapters::merged(&args.adapter, &model, context)?;
     report_truncated(&model, &prompts, context)?;
     let _folder = OutputFolder::make(&args.out, &files)?;
     let text = Text::encode(args, &model, &prompts, shape)?;
