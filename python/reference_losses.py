@@ -41,8 +41,8 @@ def kappa(gamma, form):
     return {"flatten": 1 / (1 + gamma), "literal-power": 1 + gamma}[form]
 
 
-def pairwise(policy_w, reference_w, policy_l, reference_l, beta, gamma=0.0, form="flatten", clip=None):
-    """Mean loss and margins [B] from four log-likelihoods [B] (section 3)."""
+def pairwise(policy_w, reference_w, policy_l, reference_l, beta, gamma=0.0, form="flatten", clip=None, sign=1):
+    """Mean loss and margins [B] from four log-likelihoods [B] (section 3); `sign` is SePPO's flipper s (section 4.4)."""
 
     def delta(policy, reference):
         r = policy - reference
@@ -50,8 +50,8 @@ def pairwise(policy_w, reference_w, policy_l, reference_l, beta, gamma=0.0, form
             r = torch.log(torch.clamp(torch.exp(r), 1 - clip, 1 + clip))
         return r + (1 - kappa(gamma, form)) * reference
 
-    margin = delta(policy_w, reference_w) - delta(policy_l, reference_l)
-    return -torch.log(torch.sigmoid(beta * margin)).mean(), margin
+    margin = delta(policy_w, reference_w) - sign * delta(policy_l, reference_l)
+    return -torch.nn.functional.logsigmoid(beta * margin).mean(), margin
 
 
 def guided(unet, latents, timestep, prompt_embeds, negative_prompt_embeds, guidance_scale):
@@ -76,6 +76,27 @@ def step_pair(policy, reference, alphas_cumprod, case, settings):
         reference_w, reference_l = likelihood(reference, "w"), likelihood(reference, "l")
     keys = ("beta", "gamma", "form", "clip")
     return pairwise(likelihood(policy, "w"), reference_w, likelihood(policy, "l"), reference_l, **{k: settings[k] for k in keys})
+
+
+def noised_pair(policy, reference, alphas_cumprod, case, settings):
+    """As `step_pair` for clean latents with one noise and timestep per pair (sections 4.2 and 4.4)."""
+    t, noise = case["timestep"], case["noise"]
+    a_t = alphas_cumprod[t].view(-1, 1, 1, 1)
+
+    def predictions(name):
+        noisy = a_t**0.5 * case[name] + (1 - a_t) ** 0.5 * noise
+        with torch.no_grad():
+            ref = reference(noisy, t)
+        return policy(noisy, t), ref
+
+    (policy_w, reference_w), (policy_l, reference_l) = (
+        predictions(name) for name in ("latents_w", "latents_ref" if settings["method"] == "seppo" else "latents_l")
+    )
+    gain = ((noise - reference_w) ** 2).sum(dim=(1, 2, 3)) - ((noise - policy_w.detach()) ** 2).sum(dim=(1, 2, 3))
+    sign = {"sign": torch.sign(gain), "indicator": (gain > 0).to(gain.dtype), "off": 1}[settings.get("shaping") or "off"]
+    likelihoods = [denoising_log_likelihood(noise, e) for e in (policy_w, reference_w, policy_l, reference_l)]
+    keys = ("beta", "gamma", "form", "clip")
+    return pairwise(*likelihoods, sign=sign, **{k: settings[k] for k in keys})
 
 
 def self_check():

@@ -7,7 +7,7 @@ mod validate;
 pub use load::{layer, parse_value};
 pub use presets::{PRESETS, Preset};
 
-use crate::objective::{Clip, Objective, SelfEntropy};
+use crate::objective::{Clip, Flipper, Objective, SelfEntropy};
 use serde::{Deserialize, Serialize};
 
 /// What kind of value a key takes, for command lines that offer every key as a flag.
@@ -187,7 +187,7 @@ impl TrainConfig {
     /// β, self-entropy and clip, as the loss takes them.
     pub fn objective(&self) -> Objective {
         let clip = Clip((self.clip > 0.0).then_some(self.clip));
-        Objective { beta: self.beta, entropy: self.entropy, clip }
+        Objective { beta: self.beta, entropy: self.entropy, clip, flipper: Flipper::Off }
     }
 
     /// LoRA alpha, with 0 resolved to the rank (scale 1).

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::{SelfEntropy, Side};
+use super::{Flipper, SelfEntropy, Side};
 use crate::{Error, Result};
 
 /// The clip of the likelihood ratio exp(r) to [1 − ε, 1 + ε]; `None` is off.
@@ -52,6 +52,8 @@ pub struct Objective {
     pub entropy: SelfEntropy,
     /// The clip of the likelihood ratio.
     pub clip: Clip,
+    /// What becomes of the rejected side; only where the likelihood is the denoising error.
+    pub flipper: Flipper,
 }
 
 impl Objective {
@@ -71,7 +73,7 @@ impl Objective {
 pub struct LossOutput {
     /// Σ over decided pairs of −ln σ(β·m), divided by the number of all pairs; scalar, with graph where inputs have one.
     pub loss: Tensor,
-    /// m = Δ_w − Δ_l before β, `[B]` nats.
+    /// m = Δ_w − s·Δ_l before β, `[B]` nats.
     pub margin: Tensor,
     /// −ln σ(β·m), `[B]`; 0 for ties.
     pub per_pair: Tensor,
@@ -86,8 +88,9 @@ pub struct LossOutput {
     pub kl: [Tensor; 2],
 }
 
-/// −ln σ(β·m) over a batch of pairs, m = Δ_w − Δ_l, Δ = clip(r) + (1−κ)·ℓ_ref.
+/// −ln σ(β·m) over a batch of pairs, m = Δ_w − s·Δ_l, Δ = clip(r) + (1−κ)·ℓ_ref.
 ///
+/// `signs` are the flipper's s `[B]`; `None` = 1.
 /// Shapes: each tensor of `winner` and `loser` `[B]`, any float dtype; `decided` `[B]`, `None` = all. A tie (false)
 /// adds neither loss nor gradient, but counts in the mean, as in the public D3PO code. With γ = 0 the reference term
 /// is left out, not multiplied by 0. Errors: [`Error::Setting`], [`Error::Input`] for unequal lengths.
@@ -95,6 +98,7 @@ pub fn pairwise_loss(
     winner: &Side,
     loser: &Side,
     objective: &Objective,
+    signs: Option<&Tensor>,
     decided: Option<&[bool]>,
 ) -> Result<LossOutput> {
     objective.check()?;
@@ -107,10 +111,14 @@ pub fn pairwise_loss(
     }
     let (clipped_w, cut_w) = objective.clip.apply(&winner.log_ratio);
     let (clipped_l, cut_l) = objective.clip.apply(&loser.log_ratio);
-    let mut margin = clipped_w - clipped_l;
+    let signed = |side: Tensor| match signs {
+        Some(signs) => side * signs,
+        None => side,
+    };
+    let mut margin = clipped_w - signed(clipped_l);
     let kappa = objective.entropy.kappa();
     if kappa != 1.0 {
-        margin += (&winner.reference - &loser.reference).detach() * (1.0 - kappa);
+        margin += (&winner.reference - signed(loser.reference.shallow_clone())).detach() * (1.0 - kappa);
     }
     let decided = match decided {
         Some(decided) => Tensor::from_slice(decided).to_device(margin.device()),

@@ -4,6 +4,7 @@
 //! `seedpo probe` both go through [`accumulate_step_pairs`], so what the probe shows is what training does.
 
 pub mod entropy;
+pub mod flipper;
 pub mod likelihood;
 pub mod loss;
 pub mod pairs;
@@ -12,9 +13,10 @@ pub mod probe;
 pub mod step_pair;
 
 pub use entropy::{EntropyForm, SelfEntropy};
+pub use flipper::Flipper;
 pub use likelihood::{Side, denoising_error};
 pub use loss::{Clip, LossOutput, Objective, pairwise_loss};
 pub use pairs::{PairBatch, PairLatents};
 pub use preference::Preference;
-pub use probe::{ProbeLoss, ProbeLossSettings, probe_loss};
+pub use probe::{ProbeLoss, ProbeLossSettings, pair_tensors, probe_loss};
 pub use step_pair::{accumulate_step_pairs, step_pair_loss};

@@ -1,12 +1,14 @@
 //! Batches of step pairs, whatever made them.
 
+use seedpo_model::NoiseSchedule;
 use seedpo_rollout::{StepPair, TrajectoryPair};
 use tch::Tensor;
 
 use super::Preference;
 use crate::{Error, Result};
 
-/// The latents of a batch of pairs; every tensor `[B, C, h, w]`.
+/// The latents of a batch of pairs; every tensor `[B, C, h, w]`. What is in them names the likelihood: that of a step
+/// from x_t to x_t', or the denoising error.
 #[derive(Debug)]
 pub enum PairLatents {
     /// Both sides leave the same x_t (SPO): one prediction serves both.
@@ -29,21 +31,66 @@ pub enum PairLatents {
         /// x_t' of the rejected trajectory.
         next_latents_l: Tensor,
     },
+    /// Two clean images with the same noise at the same t (Diffusion-DPO, SePPO).
+    Noised {
+        /// x_t of the preferred image.
+        latents_w: Tensor,
+        /// x_t of the rejected image.
+        latents_l: Tensor,
+        /// ε, the noise of both.
+        noise: Tensor,
+    },
 }
 
 impl PairLatents {
-    /// The tensors in the order of their fields: three where x_t is shared, else four.
+    /// Clean latents noised to timestep t: the same ε on both sides (docs/methods.md section 4.2).
+    ///
+    /// `clean_w`, `clean_l`, `noise` `[B, C, h, w]`, scaled as the U-Net sees them; `timesteps` `[B]`.
+    pub fn noised(
+        schedule: &NoiseSchedule,
+        clean_w: &Tensor,
+        clean_l: &Tensor,
+        noise: Tensor,
+        timesteps: &[i64],
+    ) -> Result<Self> {
+        let t = Tensor::from_slice(timesteps);
+        let add = |clean: &Tensor| schedule.add_noise(clean, &noise, &t);
+        Ok(Self::Noised { latents_w: add(clean_w)?, latents_l: add(clean_l)?, noise })
+    }
+
+    /// The tensors in the order of their fields.
     fn tensors(&self) -> Vec<&Tensor> {
         match self {
             Self::Shared { latents, next_latents_w, next_latents_l } => vec![latents, next_latents_w, next_latents_l],
             Self::Separate { latents_w, next_latents_w, latents_l, next_latents_l } => {
                 vec![latents_w, next_latents_w, latents_l, next_latents_l]
             }
+            Self::Noised { latents_w, latents_l, noise } => vec![latents_w, latents_l, noise],
         }
+    }
+
+    /// The same kind of latents, each tensor made from the place it has in [`tensors`](Self::tensors).
+    fn map(&self, mut make: impl FnMut(usize, &Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(match self {
+            Self::Shared { latents, next_latents_w, next_latents_l } => Self::Shared {
+                latents: make(0, latents)?,
+                next_latents_w: make(1, next_latents_w)?,
+                next_latents_l: make(2, next_latents_l)?,
+            },
+            Self::Separate { latents_w, next_latents_w, latents_l, next_latents_l } => Self::Separate {
+                latents_w: make(0, latents_w)?,
+                next_latents_w: make(1, next_latents_w)?,
+                latents_l: make(2, latents_l)?,
+                next_latents_l: make(3, next_latents_l)?,
+            },
+            Self::Noised { latents_w, latents_l, noise } => {
+                Self::Noised { latents_w: make(0, latents_w)?, latents_l: make(1, latents_l)?, noise: make(2, noise)? }
+            }
+        })
     }
 }
 
-/// A batch of pairs of DDIM steps, ready for the loss.
+/// A batch of pairs, ready for the loss.
 #[derive(Debug)]
 pub struct PairBatch {
     /// The latents.
@@ -110,27 +157,18 @@ impl PairBatch {
 
     /// Batches of one kind as one, in order. Errors: [`Error::Input`] for none, or for a mixture of the two kinds.
     pub fn join(batches: &[Self]) -> Result<Self> {
-        let columns: Vec<Vec<&Tensor>> = batches.iter().map(|batch| batch.latents.tensors()).collect();
         let refuse = |found: &str| Error::Input {
             what: "batches".into(),
             expected: "at least one, all with the same kind of latents".into(),
             found: found.into(),
         };
-        let width = columns.first().ok_or_else(|| refuse("none"))?.len();
-        if columns.iter().any(|tensors| tensors.len() != width) {
+        let first = &batches.first().ok_or_else(|| refuse("none"))?.latents;
+        if batches.iter().any(|batch| std::mem::discriminant(&batch.latents) != std::mem::discriminant(first)) {
             return Err(refuse("a mixture"));
         }
+        let columns: Vec<Vec<&Tensor>> = batches.iter().map(|batch| batch.latents.tensors()).collect();
         let cat = |i: usize| Tensor::f_cat(&columns.iter().map(|tensors| tensors[i]).collect::<Vec<_>>(), 0);
-        let latents = if width == 3 {
-            PairLatents::Shared { latents: cat(0)?, next_latents_w: cat(1)?, next_latents_l: cat(2)? }
-        } else {
-            PairLatents::Separate {
-                latents_w: cat(0)?,
-                next_latents_w: cat(1)?,
-                latents_l: cat(2)?,
-                next_latents_l: cat(3)?,
-            }
-        };
+        let latents = first.map(|i, _| Ok(cat(i)?))?;
         Ok(Self {
             latents,
             timesteps: batches.iter().flat_map(|batch| batch.timesteps.iter().copied()).collect(),
@@ -153,27 +191,14 @@ impl PairBatch {
     pub fn rows_per_pair(&self) -> usize {
         match self.latents {
             PairLatents::Shared { .. } => 1,
-            PairLatents::Separate { .. } => 2,
+            PairLatents::Separate { .. } | PairLatents::Noised { .. } => 2,
         }
     }
 
     /// The pairs at `indices`, in that order (indices below `len`).
     pub fn select(&self, indices: &[usize]) -> Result<Self> {
         let rows = Tensor::from_slice(&indices.iter().map(|&i| i as i64).collect::<Vec<_>>());
-        let pick = |t: &Tensor| t.f_index_select(0, &rows.to_device(t.device()));
-        let latents = match &self.latents {
-            PairLatents::Shared { latents, next_latents_w, next_latents_l } => PairLatents::Shared {
-                latents: pick(latents)?,
-                next_latents_w: pick(next_latents_w)?,
-                next_latents_l: pick(next_latents_l)?,
-            },
-            PairLatents::Separate { latents_w, next_latents_w, latents_l, next_latents_l } => PairLatents::Separate {
-                latents_w: pick(latents_w)?,
-                next_latents_w: pick(next_latents_w)?,
-                latents_l: pick(latents_l)?,
-                next_latents_l: pick(next_latents_l)?,
-            },
-        };
+        let latents = self.latents.map(|_, t| Ok(t.f_index_select(0, &rows.to_device(t.device()))?))?;
         Ok(Self {
             latents,
             timesteps: indices.iter().map(|&i| self.timesteps[i]).collect(),
@@ -182,7 +207,7 @@ impl PairBatch {
         })
     }
 
-    /// The batch as the U-Net sees it: x_t and x_t' of every row (winners first), with one timestep and prompt each.
+    /// The batch as the U-Net sees it: x_t of every row (winners first), with one timestep and prompt each.
     pub(super) fn rows(&self) -> Result<Rows> {
         match &self.latents {
             PairLatents::Shared { latents, next_latents_w, next_latents_l } => Ok(Rows {
@@ -197,6 +222,12 @@ impl PairBatch {
                 timesteps: self.timesteps.repeat(2),
                 prompts: self.prompts.repeat(2),
             }),
+            PairLatents::Noised { latents_w, latents_l, noise } => Ok(Rows {
+                latents: Tensor::f_cat(&[latents_w, latents_l], 0)?,
+                sides: [noise.shallow_clone(), noise.shallow_clone()],
+                timesteps: self.timesteps.repeat(2),
+                prompts: self.prompts.repeat(2),
+            }),
         }
     }
 }
@@ -204,7 +235,7 @@ impl PairBatch {
 /// The rows of one U-Net pass over a batch of pairs.
 pub(super) struct Rows {
     pub(super) latents: Tensor,
-    /// x_t' of winners and losers, `[B, C, h, w]` each.
+    /// What winners and losers are compared with, `[B, C, h, w]` each: x_t', or ε.
     pub(super) sides: [Tensor; 2],
     pub(super) timesteps: Vec<i64>,
     pub(super) prompts: Vec<usize>,

@@ -4,19 +4,19 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use seedpo_model::config::TextTimeConfig;
-use seedpo_model::{Adapter, AddedConditioning, AddedPair, Conditioning, DiffusionModel, Policy};
+use seedpo_model::{Adapter, AddedConditioning, AddedPair, Conditioning, DiffusionModel, NoiseSchedule, Policy};
 use seedpo_rollout::{Ddim, GuidedPolicy};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{Clip, EntropyForm, Objective, PairBatch, PairLatents, SelfEntropy, accumulate_step_pairs};
+use super::{Clip, EntropyForm, Flipper, Objective, PairBatch, PairLatents, SelfEntropy, accumulate_step_pairs};
 use crate::{Error, Result};
 
 /// The settings of a `loss` case, as its JSON spells them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProbeLossSettings {
-    /// `spo` or `d3po`.
+    /// `spo`, `d3po`, `diffusion-dpo` or `seppo`.
     pub method: String,
     /// β.
     pub beta: f64,
@@ -31,7 +31,8 @@ pub struct ProbeLossSettings {
     pub clip: Clip,
     /// w; 1 runs the conditional branch alone.
     pub guidance_scale: f64,
-    /// DDIM steps.
+    /// DDIM steps; not needed where the likelihood is the denoising error.
+    #[serde(default = "training_steps")]
     pub steps: usize,
     /// η; 1 where absent.
     #[serde(default = "one")]
@@ -41,9 +42,13 @@ pub struct ProbeLossSettings {
     /// The reference's adapter file; absent = the base. The caller loads it.
     #[serde(default)]
     pub reference_adapter: Option<PathBuf>,
-    /// Only for methods with a flipper; must be absent or null here.
+    /// `sign`, `indicator` or `off`; for `seppo` only (absent: `sign`).
     #[serde(default)]
-    pub shaping: Option<String>,
+    pub shaping: Option<Flipper>,
+}
+
+fn training_steps() -> usize {
+    20
 }
 
 fn one() -> f64 {
@@ -65,7 +70,13 @@ impl ProbeLossSettings {
     /// β, self-entropy and clip. Errors: [`Error::Setting`] for values out of range.
     pub fn objective(&self) -> Result<Objective> {
         let entropy = SelfEntropy::new(self.gamma, self.form)?;
-        let objective = Objective { beta: self.beta, entropy, clip: self.clip };
+        let usual = if self.method == "seppo" { Flipper::Sign } else { Flipper::Off };
+        let flipper = self.shaping.unwrap_or(usual);
+        if self.method != "seppo" && flipper != Flipper::Off {
+            let expected = format!("off: method `{}` has no flipper", self.method);
+            return Err(refused("shaping", &expected, &format!("{flipper:?}").to_lowercase()));
+        }
+        let objective = Objective { beta: self.beta, entropy, clip: self.clip, flipper };
         objective.check()?;
         Ok(objective)
     }
@@ -75,7 +86,8 @@ impl ProbeLossSettings {
 ///
 /// Always `prompt_embeds` `[B, L, D]`, `timestep` i64 `[B]`, and `negative_prompt_embeds` `[1, L, D]` unless the guidance
 /// scale is 1; `spo`: `latents`, `next_latents_w`, `next_latents_l`; `d3po`: `latents_w`, `next_latents_w`, `latents_l`,
-/// `next_latents_l`, each `[B, C, h, w]`. SDXL: `pooled` `[B, P]`, `time_ids` `[B, 6]`, and unless the guidance scale is 1
+/// `next_latents_l`; `diffusion-dpo`: `latents_w`, `latents_l` (clean, scaled), `noise`; `seppo`: `latents_w`,
+/// `latents_ref` (the same), `noise`, each `[B, C, h, w]`. SDXL: `pooled` `[B, P]`, `time_ids` `[B, 6]`, and unless the guidance scale is 1
 /// `negative_pooled` `[1, P]`, `negative_time_ids` `[B, 6]` (absent: `time_ids`).
 ///
 /// `adapter` is the policy, `reference` another adapter over the same base (`None` = the base alone). Both are used
@@ -90,7 +102,7 @@ pub fn probe_loss(
 ) -> Result<ProbeLoss> {
     let objective = settings.objective()?;
     let ddim = Ddim::new(&model.schedule, settings.steps, settings.eta)?;
-    let inputs = Inputs::read(tensors, settings, model.unet.config().text_time)?;
+    let inputs = Inputs::read(tensors, settings, &model.schedule, model.unet.config().text_time)?;
     let policy = Policy { base: model, adapter: Some(adapter) };
     let policy = GuidedPolicy::new(policy, &inputs.conditioning, settings.guidance_scale);
     let reference = Policy { base: model, adapter: reference };
@@ -122,17 +134,10 @@ impl Inputs {
     fn read(
         tensors: &BTreeMap<String, Tensor>,
         settings: &ProbeLossSettings,
+        schedule: &NoiseSchedule,
         text_time: Option<TextTimeConfig>,
     ) -> Result<Self> {
-        let pair_names: &[&str] = match settings.method.as_str() {
-            "spo" => &["latents", "next_latents_w", "next_latents_l"],
-            "d3po" => &["latents_w", "next_latents_w", "latents_l", "next_latents_l"],
-            other => return Err(refused("method", "`spo` or `d3po`", &format!("`{other}`"))),
-        };
-        if let Some(shaping) = &settings.shaping {
-            let expected = format!("nothing: method `{}` has no shaping", settings.method);
-            return Err(refused("shaping", &expected, &format!("`{shaping}`")));
-        }
+        let pair_names = pair_tensors(&settings.method)?;
         let added_names: &[&str] = if text_time.is_some() { &ADDED } else { &[] };
         let known = |name: &str| {
             let always = ["prompt_embeds", "negative_prompt_embeds", "timestep"];
@@ -151,9 +156,15 @@ impl Inputs {
         let timesteps = get(tensors, "timestep", &[rows])?;
         let first = get(tensors, pair_names[0], &[rows, -1, -1, -1])?;
         let rest = pair_names[1..].iter().map(|name| get(tensors, name, &first.size())).collect::<Result<Vec<_>>>()?;
+        let timesteps = Vec::<i64>::try_from(timesteps.to_kind(Kind::Int64))?;
         let batch = PairBatch {
-            latents: pair_latents(first, rest),
-            timesteps: Vec::<i64>::try_from(timesteps.to_kind(Kind::Int64))?,
+            latents: pair_latents(
+                &settings.method,
+                std::iter::once(first).chain(rest).collect(),
+                schedule,
+                &timesteps,
+            )?,
+            timesteps,
             prompts: (0..rows as usize).collect(),
             decided: vec![true; rows as usize],
         };
@@ -188,17 +199,34 @@ fn added(
     })
 }
 
-fn pair_latents(first: Tensor, rest: Vec<Tensor>) -> PairLatents {
-    let mut rest = rest.into_iter();
-    match (rest.next(), rest.next(), rest.next()) {
-        (Some(next_latents_w), Some(latents_l), Some(next_latents_l)) => {
-            PairLatents::Separate { latents_w: first, next_latents_w, latents_l, next_latents_l }
-        }
-        (next_w, next_l, _) => PairLatents::Shared {
-            next_latents_w: next_w.unwrap_or_else(|| first.shallow_clone()),
-            next_latents_l: next_l.unwrap_or_else(|| first.shallow_clone()),
-            latents: first,
-        },
+/// The tensors of a method's pairs, `[B, C, h, w]` each. Errors: [`Error::Setting`] for an unknown method.
+pub fn pair_tensors(method: &str) -> Result<&'static [&'static str]> {
+    match method {
+        "spo" => Ok(&["latents", "next_latents_w", "next_latents_l"]),
+        "d3po" => Ok(&["latents_w", "next_latents_w", "latents_l", "next_latents_l"]),
+        "diffusion-dpo" => Ok(&["latents_w", "latents_l", "noise"]),
+        "seppo" => Ok(&["latents_w", "latents_ref", "noise"]),
+        other => Err(refused("method", "`spo`, `d3po`, `diffusion-dpo` or `seppo`", &format!("`{other}`"))),
+    }
+}
+
+/// The tensors of [`pair_tensors`], in that order, as pairs.
+fn pair_latents(
+    method: &str,
+    tensors: Vec<Tensor>,
+    schedule: &NoiseSchedule,
+    timesteps: &[i64],
+) -> Result<PairLatents> {
+    let at = |i: usize| tensors[i].shallow_clone();
+    match method {
+        "spo" => Ok(PairLatents::Shared { latents: at(0), next_latents_w: at(1), next_latents_l: at(2) }),
+        "d3po" => Ok(PairLatents::Separate {
+            latents_w: at(0),
+            next_latents_w: at(1),
+            latents_l: at(2),
+            next_latents_l: at(3),
+        }),
+        _ => PairLatents::noised(schedule, &tensors[0], &tensors[1], at(2), timesteps),
     }
 }
 

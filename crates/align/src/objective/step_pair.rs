@@ -4,8 +4,8 @@ use seedpo_rollout::{Ddim, NoisePredictor, Transition};
 use tch::{Kind, Tensor};
 
 use super::pairs::Rows;
-use super::{LossOutput, Objective, PairBatch, Side, pairwise_loss};
-use crate::Result;
+use super::{Flipper, LossOutput, Objective, PairBatch, PairLatents, Side, denoising_error, pairwise_loss};
+use crate::{Error, Result};
 
 /// The loss of a batch of pairs, with graph: exactly one pass of `policy` and one of `reference`.
 ///
@@ -105,8 +105,18 @@ pub fn two_pass(
 /// What one policy pass and one reference pass say about a batch of pairs.
 struct Compared {
     output: LossOutput,
-    /// The policy's steps of winners and losers; the same one twice where x_t is shared.
-    policy: [Transition; 2],
+    /// ∂ℓ_θ/∂ε_θ on each side comes from these.
+    policy: PolicySides,
+    /// The flipper's s; `None` = 1.
+    signs: Option<Tensor>,
+}
+
+/// The policy's own part of the likelihood, winners and losers.
+enum PolicySides {
+    /// Its steps; the same one twice where x_t is shared.
+    Steps([Transition; 2]),
+    /// ε − ε_θ, `[B, C, h, w]` each, without graph.
+    Residuals([Tensor; 2]),
 }
 
 fn compare(
@@ -118,33 +128,58 @@ fn compare(
     noise_ref: &Tensor,
 ) -> Result<Compared> {
     let pairs = batch.len() as i64;
-    let shared = batch.rows_per_pair() == 1;
-    let part = |side: usize, noise: &Tensor| {
-        let start = if shared { 0 } else { side as i64 * pairs };
-        let latents = rows.latents.narrow(0, start, pairs);
-        ddim.transition(&batch.timesteps, &latents, &noise.narrow(0, start, pairs))
-    };
+    let start = |side: usize| if batch.rows_per_pair() == 1 { 0 } else { side as i64 * pairs };
+    let of = |all: &Tensor, side: usize| all.narrow(0, start(side), pairs);
+    if let PairLatents::Noised { noise, .. } = &batch.latents {
+        let noise = &noise.to_device(noise_pred.device());
+        let side = |s: usize| Side::denoising(&of(noise_pred, s), &of(noise_ref, s), noise);
+        let residual = |s: usize| (noise - of(noise_pred, s)).detach();
+        let error = |all: &Tensor| denoising_error(&of(all, 0), noise);
+        let signs = objective.flipper.signs(&error(noise_pred), &error(noise_ref));
+        let output = pairwise_loss(&side(0), &side(1), objective, signs.as_ref(), Some(&batch.decided))?;
+        return Ok(Compared { output, policy: PolicySides::Residuals([residual(0), residual(1)]), signs });
+    }
+    if objective.flipper != Flipper::Off {
+        return Err(Error::Setting {
+            key: "shaping".into(),
+            expected: "off: the flipper compares denoising errors, which step pairs do not have".into(),
+            found: format!("{:?}", objective.flipper).to_lowercase(),
+        });
+    }
+    let part =
+        |side: usize, noise: &Tensor| ddim.transition(&batch.timesteps, &of(&rows.latents, side), &of(noise, side));
     let policy = [part(0, noise_pred)?, part(1, noise_pred)?];
     let reference = [part(0, noise_ref)?, part(1, noise_ref)?];
     let side = |s: usize| Side::transition(&policy[s], &reference[s], &rows.sides[s]);
-    let mut output = pairwise_loss(&side(0)?, &side(1)?, objective, Some(&batch.decided))?;
+    let mut output = pairwise_loss(&side(0)?, &side(1)?, objective, None, Some(&batch.decided))?;
     output.kl = [policy[0].kl(&reference[0])?, policy[1].kl(&reference[1])?];
-    Ok(Compared { output, policy })
+    Ok(Compared { output, policy: PolicySides::Steps(policy), signs: None })
 }
 
-/// ∂loss/∂ε for every row of the U-Net pass, `[rows, C, h, w]` f32: the margin's slope times the step's, 0 where the
-/// clip cut. Where x_t is shared both sides add up in one row.
+/// ∂loss/∂ε for every row of the U-Net pass, `[rows, C, h, w]` f32: the margin's slope times the likelihood's, 0 where
+/// the clip cut. Where x_t is shared both sides add up in one row.
 fn noise_gradient(rows: &Rows, ddim: &Ddim, objective: &Objective, compared: &Compared) -> Result<Tensor> {
     let output = &compared.output;
     let pairs = output.pairs();
-    let slopes =
-        rows.timesteps[..pairs].iter().map(|&t| ddim.mean_slope(t)).collect::<seedpo_rollout::Result<Vec<_>>>()?;
-    let margin_slope = output.margin_gradient(objective.beta);
-    let side = |s: usize, sign: f64| -> Result<Tensor> {
-        let passes = output.clipped[s].logical_not().to_kind(Kind::Float);
-        let weight = (&margin_slope * passes * sign).reshape([-1, 1, 1, 1]);
-        Ok(compared.policy[s].log_prob_gradient(&rows.sides[s], &slopes)? * weight)
+    let likelihood = |s: usize| -> Result<Tensor> {
+        match &compared.policy {
+            PolicySides::Residuals(residuals) => Ok(&residuals[s] / (residuals[s].numel() as f64 / pairs as f64)),
+            PolicySides::Steps(steps) => {
+                let slopes = rows.timesteps[..pairs].iter().map(|&t| ddim.mean_slope(t));
+                let slopes = slopes.collect::<seedpo_rollout::Result<Vec<_>>>()?;
+                Ok(steps[s].log_prob_gradient(&rows.sides[s], &slopes)?)
+            }
+        }
     };
-    let (winners, losers) = (side(0, 1.0)?, side(1, -1.0)?);
-    Ok(if rows.timesteps.len() == pairs { winners + losers } else { Tensor::f_cat(&[winners, losers], 0)? })
+    let margin_slope = output.margin_gradient(objective.beta);
+    let side = |s: usize| -> Result<Tensor> {
+        let passes = output.clipped[s].logical_not().to_kind(Kind::Float);
+        let weight = (&margin_slope * passes).reshape([-1, 1, 1, 1]);
+        Ok(likelihood(s)? * weight)
+    };
+    let losers = match &compared.signs {
+        Some(signs) => side(1)? * signs.reshape([-1, 1, 1, 1]),
+        None => side(1)?,
+    };
+    Ok(if rows.timesteps.len() == pairs { side(0)? - losers } else { Tensor::f_cat(&[side(0)?, -losers], 0)? })
 }

@@ -37,20 +37,25 @@ pub fn cases(method: &str) -> (BTreeMap<String, Tensor>, BTreeMap<String, String
 pub fn batch(method: &str) -> (PairBatch, Conditioning) {
     let (data, _) = cases(method);
     let at = |key: &str| data[key].shallow_clone();
+    let timesteps = Vec::<i64>::try_from(at("timestep")).unwrap();
     let latents = match method {
         "spo" => PairLatents::Shared {
             latents: at("latents"),
             next_latents_w: at("next_latents_w"),
             next_latents_l: at("next_latents_l"),
         },
-        _ => PairLatents::Separate {
+        "d3po" => PairLatents::Separate {
             latents_w: at("latents_w"),
             next_latents_w: at("next_latents_w"),
             latents_l: at("latents_l"),
             next_latents_l: at("next_latents_l"),
         },
+        _ => {
+            let schedule = &tiny_model().schedule;
+            let loser = at(if method == "seppo" { "latents_ref" } else { "latents_l" });
+            PairLatents::noised(schedule, &at("latents_w"), &loser, at("noise"), &timesteps).unwrap()
+        }
     };
-    let timesteps = Vec::<i64>::try_from(at("timestep")).unwrap();
     let rows = timesteps.len();
     let batch = PairBatch { latents, timesteps, prompts: (0..rows).collect(), decided: vec![true; rows] };
     let conditioning = Conditioning {

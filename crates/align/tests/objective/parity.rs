@@ -61,6 +61,16 @@ fn d3po_equals_pytorch() {
 }
 
 #[test]
+fn diffusion_dpo_equals_pytorch() {
+    check("diffusion-dpo");
+}
+
+#[test]
+fn seppo_equals_pytorch() {
+    check("seppo");
+}
+
+#[test]
 fn inputs_that_do_not_fit_are_named() {
     let model = model();
     let policy = adapter("policy.safetensors", &model);
@@ -93,7 +103,10 @@ fn inputs_that_do_not_fit_are_named() {
     };
     assert!(refuse(guided, &settings_at(&|s| s.guidance_scale = 5.0)).contains("`negative_prompt_embeds`"));
     assert!(refuse(inputs(), &settings_at(&|s| s.method = "seppo".into())).contains("`seppo`"));
-    assert!(refuse(inputs(), &settings_at(&|s| s.shaping = Some("sign".into()))).contains("shaping"));
+    assert!(
+        refuse(inputs(), &settings_at(&|s| s.shaping = Some(seedpo_align::objective::Flipper::Sign)))
+            .contains("shaping")
+    );
     assert!(refuse(inputs(), &settings_at(&|s| s.beta = 0.0)).contains("beta"));
     assert!(refuse(inputs(), &settings_at(&|s| s.eta = 0.0)).contains("standard deviation is 0"));
     assert!(refuse(inputs(), &settings_at(&|s| s.steps = 0)).contains("`steps`"));

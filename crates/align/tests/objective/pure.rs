@@ -1,10 +1,12 @@
 //! The pairwise loss as arithmetic: identities, and gradients against finite differences in float64.
 
-use seedpo_align::objective::{Clip, EntropyForm, LossOutput, Objective, Preference, SelfEntropy, Side, pairwise_loss};
+use seedpo_align::objective::{
+    Clip, EntropyForm, Flipper, LossOutput, Objective, Preference, SelfEntropy, Side, pairwise_loss,
+};
 use tch::{Device, Kind, Tensor};
 
 pub fn objective(beta: f64, gamma: f64, form: EntropyForm, clip: Option<f64>) -> Objective {
-    Objective { beta, entropy: SelfEntropy::new(gamma, form).unwrap(), clip: Clip(clip) }
+    Objective { beta, entropy: SelfEntropy::new(gamma, form).unwrap(), clip: Clip(clip), flipper: Flipper::Off }
 }
 
 fn side(log_ratio: &Tensor, reference: &Tensor) -> Side {
@@ -23,7 +25,7 @@ fn draws() -> [Tensor; 4] {
 }
 
 fn loss(x: &[Tensor; 4], objective: &Objective, decided: Option<&[bool]>) -> LossOutput {
-    pairwise_loss(&side(&x[0], &x[2]), &side(&x[1], &x[3]), objective, decided).unwrap()
+    pairwise_loss(&side(&x[0], &x[2]), &side(&x[1], &x[3]), objective, None, decided).unwrap()
 }
 
 fn value(tensor: &Tensor) -> f64 {
@@ -158,14 +160,14 @@ fn settings_out_of_range_are_named_and_negative_gamma_warns() {
     assert_eq!(SelfEntropy::new(0.5, EntropyForm::LiteralPower).unwrap().kappa(), 1.5);
     let x = draws();
     let refuse = |beta: f64, clip: Option<f64>| {
-        let objective = Objective { beta, entropy: SelfEntropy::default(), clip: Clip(clip) };
-        pairwise_loss(&side(&x[0], &x[2]), &side(&x[1], &x[3]), &objective, None).unwrap_err().to_string()
+        let objective = Objective { beta, entropy: SelfEntropy::default(), clip: Clip(clip), flipper: Flipper::Off };
+        pairwise_loss(&side(&x[0], &x[2]), &side(&x[1], &x[3]), &objective, None, None).unwrap_err().to_string()
     };
     assert!(refuse(-1.0, None).contains("beta") && refuse(f64::NAN, None).contains("beta"));
     assert!(refuse(1.0, Some(0.0)).contains("clip") && refuse(1.0, Some(1.0)).contains("clip"));
     let short = side(&x[0].narrow(0, 0, 5), &x[2]);
     let fine = objective(1.0, 0.0, EntropyForm::Flatten, None);
-    assert!(pairwise_loss(&short, &side(&x[1], &x[3]), &fine, None).unwrap_err().to_string().contains("pairs"));
+    assert!(pairwise_loss(&short, &side(&x[1], &x[3]), &fine, None, None).unwrap_err().to_string().contains("pairs"));
 }
 
 /// Large margins neither overflow nor lose their gradient's sign.

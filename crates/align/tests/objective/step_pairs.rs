@@ -4,8 +4,8 @@ use std::cell::RefCell;
 
 use seedpo_align::objective::step_pair::two_pass;
 use seedpo_align::objective::{
-    Clip, EntropyForm, LossOutput, Objective, PairBatch, PairLatents, Preference, SelfEntropy, accumulate_step_pairs,
-    step_pair_loss,
+    Clip, EntropyForm, Flipper, LossOutput, Objective, PairBatch, PairLatents, Preference, SelfEntropy,
+    accumulate_step_pairs, step_pair_loss,
 };
 use seedpo_model::adapter::LoraConfig;
 use seedpo_model::{Adapter, Conditioning, DiffusionModel, Policy};
@@ -38,7 +38,12 @@ impl NoisePredictor for Counting<'_> {
 }
 
 fn settings(clip: Option<f64>, gamma: f64) -> Objective {
-    Objective { beta: 2.0, entropy: SelfEntropy::new(gamma, EntropyForm::Flatten).unwrap(), clip: Clip(clip) }
+    Objective {
+        beta: 2.0,
+        entropy: SelfEntropy::new(gamma, EntropyForm::Flatten).unwrap(),
+        clip: Clip(clip),
+        flipper: Flipper::Off,
+    }
 }
 
 fn sampler(model: &DiffusionModel) -> Ddim {
@@ -89,6 +94,7 @@ fn log_prob(predictor: &dyn NoisePredictor, ddim: &Ddim, batch: &PairBatch, side
         (PairLatents::Shared { latents, next_latents_l, .. }, _) => (latents, next_latents_l),
         (PairLatents::Separate { latents_w, next_latents_w, .. }, 0) => (latents_w, next_latents_w),
         (PairLatents::Separate { latents_l, next_latents_l, .. }, _) => (latents_l, next_latents_l),
+        (PairLatents::Noised { .. }, _) => panic!("a step's likelihood"),
     };
     let noise = tch::no_grad(|| predictor.predict(latents, &batch.timesteps, &batch.prompts)).unwrap();
     ddim.transition(&batch.timesteps, latents, &noise).unwrap().log_prob(next).unwrap()
@@ -113,12 +119,14 @@ fn micro_batches_and_two_passes_give_the_gradient_of_one() {
     let model = model();
     let adapter = adapter("policy.safetensors", &model);
     let ddim = sampler(&model);
-    for method in METHODS {
+    for method in ["spo", "d3po", "diffusion-dpo", "seppo"] {
         let (mut batch, conditioning) = batch(method);
         batch.decided[1] = false;
         let (policy, reference) =
             (Counting::new(&model, Some(&adapter), &conditioning), Counting::new(&model, None, &conditioning));
+        let flipper = if method == "seppo" { Flipper::Sign } else { Flipper::Off };
         for objective in [settings(None, 0.5), settings(Some(0.1), 0.0)] {
+            let objective = Objective { flipper, ..objective };
             let run = |max_rows: usize| {
                 gradients(&adapter, || {
                     accumulate_step_pairs(&policy, &reference, &ddim, &batch, &objective, max_rows, 0.25).unwrap()

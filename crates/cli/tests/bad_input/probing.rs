@@ -75,7 +75,7 @@ fn tokens_outside_the_vocabulary() {
 #[test]
 fn a_loss_of_another_method() {
     let room = Room::new();
-    for (method, needle) in [("seppo", "not in this version"), ("ppo", "`ppo`")] {
+    for (method, needle) in [("dpo", "`dpo`"), ("ppo", "`ppo`")] {
         let settings = format!(r#"{{"method": "{method}", "beta": 1, "guidance_scale": 1, "steps": 20}}"#);
         room.case("case.safetensors", "loss", &settings, &[]);
         refuses(&room, &PROBE, &["`method`", needle]);

@@ -9,7 +9,11 @@ fn a_file_that_is_no_checkpoint() {
     refuses(&room, &["sample", "--model", "model.ckpt", "--prompt", "a"], &["model.ckpt", "found 1 bytes"]);
     refuses(&room, &["sample", "--model", "notes.txt", "--prompt", "a"], &["notes.txt", ".safetensors, .ckpt"]);
     let weights = ["sample", "--model", UNET, "--prompt", "a"];
-    refuses(&room, &weights, &["diffusion_pytorch_model.safetensors", "one network in diffusers' names", "config.json"]);
+    refuses(
+        &room,
+        &weights,
+        &["diffusion_pytorch_model.safetensors", "one network in diffusers' names", "config.json"],
+    );
     let variant = ["sample", "--model", UNET, "--variant", "fp16", "--prompt", "a"];
     refuses(&room, &variant, &["fp16", "no variants"]);
 }

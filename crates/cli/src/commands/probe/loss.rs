@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, bail};
-use seedpo_align::objective::{ProbeLossSettings, probe_loss};
+use anyhow::{Context as _, Result};
+use seedpo_align::objective::{Flipper, ProbeLossSettings, pair_tensors as tensors_of, probe_loss};
 use seedpo_model::AddedPair;
 use seedpo_model::adapter::{canonical_key, resolve};
 use seedpo_tensor::{Tensor, WeightFile};
@@ -71,37 +71,35 @@ fn file_keys(case: &Case, settings: &CaseSettings) -> Result<BTreeMap<String, St
 
 fn pair_tensors(case: &Case, method: &str, sizes: &Sizes) -> Result<BTreeMap<String, Tensor>> {
     let read = |name: &&str| Ok(((*name).to_owned(), case.float(name, &["B", "C", "h", "w"], sizes)?));
-    pair_names(method)?.iter().map(read).collect()
-}
-
-fn pair_names(method: &str) -> Result<&'static [&'static str]> {
-    match method {
-        "spo" => Ok(&["latents", "next_latents_w", "next_latents_l"]),
-        "d3po" => Ok(&["latents_w", "next_latents_w", "latents_l", "next_latents_l"]),
-        "diffusion-dpo" | "seppo" => {
-            bail!("setting `method`: expected `spo` or `d3po`; `{method}` is not in this version")
-        }
-        other => bail!("setting `method`: expected `spo` or `d3po`, found `{other}`"),
-    }
+    tensors_of(method)?.iter().map(read).collect()
 }
 
 /// The settings, typed; ranges are checked by the objective itself.
 fn settings(raw: &CaseSettings) -> Result<ProbeLossSettings> {
     let text = |key: &str| Ok::<_, anyhow::Error>(raw.text(key)?.map(str::to_owned));
-    let method = text("method")?.context("setting `method`: expected `spo` or `d3po`, found nothing")?;
-    pair_names(&method)?;
+    let method = text("method")?
+        .context("setting `method`: expected `spo`, `d3po`, `diffusion-dpo` or `seppo`, found nothing")?;
+    tensors_of(&method)?;
     let form = text("form")?.unwrap_or_else(|| "flatten".to_owned());
+    // The denoising error has no sampler's steps.
+    let noised = matches!(method.as_str(), "diffusion-dpo" | "seppo");
+    let steps = if noised && !raw.optional_number("steps")?.is_some() { 20 } else { raw.count("steps")? };
+    let shaping = text("shaping")?;
+    if let Some(name) = &shaping {
+        serde_json::from_value::<Flipper>(json!(name))
+            .with_context(|| format!("setting `shaping`: expected `sign`, `indicator` or `off`, found `{name}`"))?;
+    }
     let mut object = json!({
         "method": method,
         "beta": raw.number("beta", None)?,
         "gamma": raw.number("gamma", Some(0.0))?,
         "clip": raw.optional_number("clip")?,
         "guidance_scale": raw.number("guidance_scale", None)?,
-        "steps": raw.count("steps")?,
+        "steps": steps,
         "eta": raw.number("eta", Some(1.0))?,
         "adapter": text("adapter")?.unwrap_or_default(),
         "reference_adapter": text("reference_adapter")?,
-        "shaping": text("shaping")?,
+        "shaping": shaping,
     });
     object["form"] = Value::String(form.clone());
     serde_json::from_value(object)
