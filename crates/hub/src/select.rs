@@ -29,7 +29,9 @@ const PREFIXES: [&str; 3] = ["diffusion_pytorch_model", "pytorch_model", "model"
 const SKIPPED: [&str; 2] = ["safety_checker", "image_encoder"];
 const FOREIGN: [&str; 4] = [".bin", ".msgpack", ".onnx", ".pb"];
 /// Parts without weights.
-const WEIGHTLESS: [&str; 4] = ["scheduler", "tokenizer", "tokenizer_2", "feature_extractor"];
+const WEIGHTLESS: [&str; 3] = ["scheduler", "tokenizer", "tokenizer_2"];
+/// Downloaded for other tools that expect it; nothing here reads it.
+const UNREAD: &str = "feature_extractor";
 
 /// A weight file's name, taken apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +149,7 @@ fn parts(index: &Value) -> Vec<String> {
 
 /// The first part that a snapshot's files leave without weights or without any file.
 pub fn missing_part(files: &[String], index: &Value) -> Option<String> {
-    parts(index).into_iter().find(|part| {
+    parts(index).into_iter().filter(|part| part != UNREAD).find(|part| {
         let weightless = WEIGHTLESS.contains(&part.as_str());
         let mut names = files.iter().filter_map(|file| file.strip_prefix(part.as_str())?.strip_prefix('/'));
         !names.any(|name| weightless || Weights::parse(name).is_some_and(|_| !name.ends_with(".json")))

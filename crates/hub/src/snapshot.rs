@@ -44,8 +44,8 @@ impl Hub {
         if let (true, Ok(folder)) = (is_commit(revision), &cached) {
             return Ok(folder.clone());
         }
-        // With a whole copy at hand there is no need to insist.
-        let tries = if cached.is_ok() { 1 } else { config.tries };
+        // With a whole copy at hand there is no need to insist; a first answer is worth two more tries.
+        let tries = if cached.is_ok() { 1 } else { config.tries.min(3) };
         let listing = match (self.repeated(tries, observer, || self.client.listing(id, revision)), cached) {
             (Ok(listing), _) => listing,
             (Err(error), Ok(folder)) if error.passing() => {
@@ -55,7 +55,10 @@ impl Hub {
             (Err(error), _) => return Err(error),
         };
         self.fetch_all(&cache, id, &listing, select, observer)?;
-        cache.remember(revision, &listing.commit)?;
+        // All that is needed is there, though the cache may be one that only others write to.
+        if let Err(error) = cache.remember(revision, &listing.commit) {
+            observer.note(&format!("{error}: `{revision}` will not be found offline"));
+        }
         Ok(cache.snapshot(&listing.commit))
     }
 

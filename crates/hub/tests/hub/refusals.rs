@@ -85,6 +85,15 @@ fn offline_and_not_cached() {
 }
 
 #[test]
+fn a_disk_that_is_too_small() {
+    let room = Room::new();
+    room.server.fault("HEAD", "unet/diffusion", Fault::Size(1 << 60), 1);
+    let error = room.error(&plain());
+    assert!(error.contains("free space") && error.contains("HF_HUB_CACHE"), "{error}");
+    assert!(!room.server.requests().iter().any(|request| request.path.starts_with("/cdn/")));
+}
+
+#[test]
 fn a_cache_that_cannot_be_written() {
     let mut room = Room::new();
     let file = room.cache.path().join("file");

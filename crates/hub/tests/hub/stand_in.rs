@@ -22,6 +22,8 @@ pub enum Fault {
     Status(u16, &'static str),
     /// Sends the whole file to a request for its rest.
     WholeFile,
+    /// Announces another size.
+    Size(u64),
 }
 
 #[derive(Default)]
@@ -111,6 +113,9 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>, port: u16) {
     let mut head = format!("HTTP/1.1 {status} .\r\nConnection: close\r\n{headers}");
     if !headers.contains("Content-Length") {
         head += &format!("Content-Length: {length}\r\n");
+    }
+    if let Some(Fault::Size(size)) = fault {
+        head = head.replace("X-Linked-Size: ", &format!("X-Linked-Size: {size}\r\nX-True-Size: "));
     }
     match fault {
         Some(Fault::WrongByte) if !body.is_empty() => body[0] ^= 1,

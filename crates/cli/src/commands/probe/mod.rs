@@ -51,7 +51,7 @@ Paths in settings are taken from the working folder, or else from the case's fol
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = TABLE, after_help = "See `seedpo probe --help` for the table of stages.")]
 pub struct Args {
-    /// A diffusers folder, or a hub id (user/repo) [default: the built-in model].
+    /// A diffusers folder, a checkpoint file, or a hub id (user/repo) [default: the built-in model].
     #[arg(long, value_name = "FOLDER|ID")]
     model: Option<PathBuf>,
 

@@ -38,7 +38,7 @@ size nor on the other prompts. The PNGs carry all of these as text chunks (docs/
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A diffusers folder, or a hub id (user/repo) [default: the built-in model].
+    /// A diffusers folder, a checkpoint file, or a hub id (user/repo) [default: the built-in model].
     #[arg(
         long,
         value_name = "FOLDER|ID",
