@@ -83,7 +83,7 @@ fn settings(raw: &CaseSettings) -> Result<ProbeLossSettings> {
     let form = text("form")?.unwrap_or_else(|| "flatten".to_owned());
     // The denoising error has no sampler's steps.
     let noised = matches!(method.as_str(), "diffusion-dpo" | "seppo");
-    let steps = if noised && !raw.optional_number("steps")?.is_some() { 20 } else { raw.count("steps")? };
+    let steps = if noised && raw.optional_number("steps")?.is_none() { 20 } else { raw.count("steps")? };
     let shaping = text("shaping")?;
     if let Some(name) = &shaping {
         serde_json::from_value::<Flipper>(json!(name))
