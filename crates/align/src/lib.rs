@@ -6,6 +6,7 @@
 pub mod checkpoint;
 pub mod config;
 mod error;
+mod image_pairs;
 mod method;
 pub mod metrics;
 pub mod objective;
@@ -18,6 +19,7 @@ pub mod trainer;
 pub use checkpoint::{ADAPTER_FILE, Checkpoint, Position};
 pub use config::TrainConfig;
 pub use error::{Error, Result};
+pub use image_pairs::{ImagePair, read_image_pairs};
 pub use method::{Likelihood, METHODS, Method, PairsFrom, ReferencePolicy, Shaping};
 pub use metrics::{PreviewMetrics, Record, UpdateMetrics};
 pub use observer::{EffectiveSettings, Observer, ObserverError, Phase, Preview, Silent};

@@ -11,6 +11,8 @@ pub enum PairsFrom {
     Trajectories,
     /// K candidates for x_t' from the same x_t, judged at that step (docs/methods.md section 4.3).
     Steps,
+    /// Image files with a known winner, noised (docs/methods.md section 4.2): nothing is sampled.
+    Images,
 }
 
 /// The log-likelihood ℓ that enters the margin.
@@ -19,6 +21,8 @@ pub enum PairsFrom {
 pub enum Likelihood {
     /// log π_θ(x_t' | x_t, c) of a stochastic DDIM step (docs/methods.md section 2).
     Transition,
+    /// −½ of the mean squared error of the predicted noise (docs/methods.md section 4.2).
+    DenoisingError,
 }
 
 /// Which policy the pair is compared against.
@@ -35,6 +39,8 @@ pub enum ReferencePolicy {
 pub enum Shaping {
     /// exp(r) is clipped to [1 − ε, 1 + ε]; ε is the setting `clip`, 0 turns it off.
     ClipRatio,
+    /// Nothing.
+    None,
 }
 
 /// One alignment method: data, not code.
@@ -62,6 +68,13 @@ pub const METHODS: &[Method] = &[
         shaping: Shaping::ClipRatio,
     },
     Method {
+        name: "diffusion-dpo",
+        pairs: PairsFrom::Images,
+        likelihood: Likelihood::DenoisingError,
+        reference: ReferencePolicy::Initial,
+        shaping: Shaping::None,
+    },
+    Method {
         name: "spo",
         pairs: PairsFrom::Steps,
         likelihood: Likelihood::Transition,
@@ -71,7 +84,7 @@ pub const METHODS: &[Method] = &[
 ];
 
 /// Methods of docs/methods.md that are planned; named so that the refusal can say so.
-const LATER: &[&str] = &["diffusion-dpo", "seppo", "sft", "spin-diffusion", "ddpo", "dpok"];
+const LATER: &[&str] = &["seppo", "sft", "spin-diffusion", "ddpo", "dpok"];
 
 impl Method {
     /// The method called `name`.
@@ -100,9 +113,9 @@ mod tests {
 
     #[test]
     fn later_methods_are_refused_by_name_with_the_known_ones() {
-        let message = Method::by_name("diffusion-dpo").unwrap_err().to_string();
+        let message = Method::by_name("seppo").unwrap_err().to_string();
         assert!(
-            message.contains("diffusion-dpo") && message.contains("planned") && message.contains("d3po, spo"),
+            message.contains("seppo") && message.contains("planned") && message.contains("d3po, diffusion-dpo, spo"),
             "{message}"
         );
         assert!(Method::by_name("see-spo").unwrap_err().to_string().contains("entropy.gamma"));

@@ -53,8 +53,10 @@ pub fn hash_inputs(config: &TrainConfig) -> Result<InputHashes> {
     for (name, path) in files.into_iter().filter(|(_, path)| path.is_file()) {
         hashes.insert(name, files::sha256_file(&path)?);
     }
-    if !config.prompts_file.is_empty() {
-        hashes.insert("prompts_file".into(), files::sha256_file(Path::new(&config.prompts_file))?);
+    for (key, file) in [("prompts_file", &config.prompts_file), ("pairs_file", &config.pairs_file)] {
+        if !file.is_empty() {
+            hashes.insert(key.into(), files::sha256_file(Path::new(file))?);
+        }
     }
     Ok(hashes)
 }
@@ -229,7 +231,7 @@ fn latest_run(output_dir: &Path, name: &str) -> Result<PathBuf> {
 /// Keys whose change does not change what is computed.
 const FREE_KEYS: &[&str] = &["resume", "output_dir", "name", "checkpoints_total_limit"];
 /// Keys that name inputs whose content is compared by hash instead.
-const HASHED_KEYS: &[&str] = &["model", "prompts_file"];
+const HASHED_KEYS: &[&str] = &["model", "prompts_file", "pairs_file"];
 
 /// The settings to resume with: the run's own, plus what `given` (flags and files of this start) may change.
 ///

@@ -56,7 +56,7 @@ fn open<'a>(
     checkpoint: Option<Checkpoint>,
 ) -> Trainer<'a> {
     let prompts = config.prompts.clone();
-    Trainer::new(Parts { config: config.clone(), prompts, model, judge, heldout: Some(judge), run }, checkpoint)
+    Trainer::new(Parts { config: config.clone(), prompts, image_pairs: Vec::new(), model, judge, heldout: Some(judge), run }, checkpoint)
         .unwrap()
 }
 

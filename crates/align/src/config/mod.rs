@@ -7,6 +7,7 @@ mod validate;
 pub use load::{layer, parse_value};
 pub use presets::{PRESETS, Preset};
 
+use crate::method::{Method, Shaping};
 use crate::objective::{Clip, Flipper, Objective, SelfEntropy};
 use serde::{Deserialize, Serialize};
 
@@ -98,11 +99,13 @@ settings! {
     output_dir: String = "runs".into(), "a folder", "Where run folders are made.";
     name: String = String::new(), "a file name; empty = the method's name",
         "Name of the run folder; if taken, -2, -3, .. is appended.";
-    method: String = "spo".into(), "d3po | spo",
+    method: String = "spo".into(), "d3po | diffusion-dpo | spo",
         "The base method (docs/methods.md section 4); set entropy.gamma above 0 for its SEE form.";
     prompts_file: String = String::new(), ".txt (one a line), .json (strings or objects with caption) or .jsonl",
         "File of training prompts; exactly one of prompts_file and prompts is given.";
-    prompts: Vec<String> = Vec::new(), "at least one, unless prompts_file is given", "Training prompts, in line.";
+    pairs_file: String = String::new(), ".jsonl, a pair a line: prompt, winner, loser",
+        "diffusion-dpo: the preference pairs, pictures as paths relative to the file; their prompts are the run's.";
+    prompts: Vec<String> = Vec::new(), "at least one, unless prompts_file or pairs_file is given", "Training prompts, in line.";
     judge: String = "jpeg-compressibility".into(), "a judge's name",
         "The judge whose preference is trained on (for spo it scores each step's predicted clean image).";
     judge_scale: f64 = 1.0, "above 0",
@@ -186,7 +189,8 @@ impl TrainConfig {
 
     /// β, self-entropy and clip, as the loss takes them.
     pub fn objective(&self) -> Objective {
-        let clip = Clip((self.clip > 0.0).then_some(self.clip));
+        let clips = Method::by_name(&self.method).is_ok_and(|method| method.shaping == Shaping::ClipRatio);
+        let clip = Clip((clips && self.clip > 0.0).then_some(self.clip));
         Objective { beta: self.beta, entropy: self.entropy, clip, flipper: Flipper::Off }
     }
 

@@ -49,6 +49,24 @@ checkpointing_steps = 500
 validation_steps = 500
 "#;
 
+/// Diffusion-DPO's published settings: effective batch 2048, lr 1e-8 times the batch ("scale_lr").
+const DIFFUSION_DPO_SD15: &str = r#"
+method = "diffusion-dpo"
+beta = 5000.0
+guidance_scale = 1.0
+learning_rate = 2.048e-5
+adam_weight_decay = 1e-2
+lr_scheduler = "constant_with_warmup"
+lr_warmup_steps = 500
+max_train_steps = 2000
+prompts_per_iteration = 2048
+train_batch_size = 8
+gradient_accumulation_steps = 256
+resolution = 512
+checkpointing_steps = 200
+validation_steps = 200
+"#;
+
 const SEE: &str = "entropy = { gamma = 1.0 }\n";
 
 /// Small and quick: for the built-in 64x64 model on two CPU cores, about three minutes a run.
@@ -94,6 +112,12 @@ pub const PRESETS: &[Preset] = &[
     Preset { name: "see-d3po-sd15", source: "docs/methods.md sections 3 and 4.1", layers: &[D3PO_SD15, SEE] },
     Preset { name: "spo-sd15", source: "docs/methods.md section 4.3", layers: &[SPO_SD15] },
     Preset { name: "see-spo-sd15", source: "docs/methods.md sections 3 and 4.3", layers: &[SPO_SD15, SEE] },
+    Preset { name: "diffusion-dpo-sd15", source: "docs/methods.md section 4.2", layers: &[DIFFUSION_DPO_SD15] },
+    Preset {
+        name: "see-diffusion-dpo-sd15",
+        source: "docs/methods.md sections 3 and 4.2",
+        layers: &[DIFFUSION_DPO_SD15, SEE],
+    },
     Preset { name: "spo-emoji", source: "tuned on the built-in model", layers: &[EMOJI, EMOJI_SPO] },
     Preset { name: "see-spo-emoji", source: "tuned on the built-in model", layers: &[EMOJI, EMOJI_SPO, SEE_EMOJI] },
     Preset { name: "d3po-emoji", source: "tuned on the built-in model", layers: &[EMOJI, EMOJI_D3PO] },

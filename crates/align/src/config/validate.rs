@@ -18,7 +18,7 @@ impl TrainConfig {
     /// Errors: [`Error::Setting`] for the first key that is out of range.
     pub fn validate(&self) -> Result<(Method, Vec<String>)> {
         let method = Method::by_name(&self.method)?;
-        self.validate_model_and_prompts()?;
+        self.validate_model_and_prompts(&method)?;
         self.validate_rollout(&method)?;
         self.validate_objective()?;
         self.validate_optimizer()?;
@@ -26,10 +26,16 @@ impl TrainConfig {
         Ok((method, self.warnings(&method)))
     }
 
-    fn validate_model_and_prompts(&self) -> Result<()> {
+    fn validate_model_and_prompts(&self, method: &Method) -> Result<()> {
         require(!self.model.is_empty(), "model", &self.model)?;
         let file_name_only = !self.name.contains(['/', '\\']) && self.name != "." && self.name != "..";
         require(file_name_only, "name", &self.name)?;
+        if method.pairs == PairsFrom::Images {
+            require(!self.pairs_file.is_empty(), "pairs_file", &self.pairs_file)?;
+            let prompts = self.prompts.is_empty() && self.prompts_file.is_empty();
+            return require(prompts, "prompts", "prompts beside pairs_file, which has its own");
+        }
+        require(self.pairs_file.is_empty(), "pairs_file", format!("{}, which method {} does not read", self.pairs_file, method.name))?;
         if self.prompts.is_empty() == self.prompts_file.is_empty() {
             let found = if self.prompts.is_empty() { "neither" } else { "both" };
             return Err(Error::Setting {

@@ -32,6 +32,7 @@ impl Trainer<'_> {
         line("model", format!("{} ({:?} on {:?})", config.model, model.unet.kind(), model.device()));
         let pairs_from = match self.method.pairs {
             PairsFrom::Trajectories => "two trajectories per prompt".to_string(),
+            PairsFrom::Images => format!("{} of image files", self.parts.image_pairs.len()),
             PairsFrom::Steps => {
                 format!("{} candidates a step from step {}", config.candidates, config.divert_start_step)
             }
@@ -55,7 +56,11 @@ impl Trainer<'_> {
                 config.steps, config.eta, config.guidance_scale
             ),
         );
-        let pairs = if self.method.pairs == PairsFrom::Trajectories { "trajectory pairs" } else { "step pairs" };
+        let pairs = match self.method.pairs {
+            PairsFrom::Trajectories => "trajectory pairs",
+            PairsFrom::Steps => "step pairs",
+            PairsFrom::Images => "image pairs",
+        };
         line("batch", format!("{per_update} {pairs} per update, {} at once", self.pairs_at_once()));
         line(
             "beta, kappa, clip",
@@ -100,13 +105,13 @@ impl Trainer<'_> {
     }
 
     fn images_per_prompt(&self) -> usize {
-        if self.method.pairs == PairsFrom::Trajectories { 2 } else { 1 }
+        if self.method.pairs == PairsFrom::Steps { 1 } else { 2 }
     }
 
     /// Updates of the whole run where the settings fix it. SPO's number of pairs is known only afterwards.
     fn total_steps(&self) -> Option<u64> {
         let config = &self.parts.config;
-        let by_epochs = self.stream.iterations().filter(|_| self.method.pairs == PairsFrom::Trajectories);
+        let by_epochs = self.stream.iterations().filter(|_| self.method.pairs != PairsFrom::Steps);
         let by_epochs = by_epochs.map(|n| n * config.prompts_per_iteration.div_ceil(config.pairs_per_update() as u64));
         match config.max_train_steps {
             0 => by_epochs,
@@ -152,6 +157,7 @@ impl Trainer<'_> {
         let (prompts, steps) = (config.prompts_per_iteration as f64, config.steps as f64);
         let (sampled, trained) = match self.method.pairs {
             PairsFrom::Trajectories => (2.0 * steps - 1.0, 2.0 * steps),
+            PairsFrom::Images => (0.0, 2.0),
             PairsFrom::Steps => {
                 let branching = steps - config.divert_start_step as f64;
                 let before = config.divert_start_step as f64 + 1.0;
@@ -166,7 +172,7 @@ impl Trainer<'_> {
         let config = &self.parts.config;
         let hours = self.iteration_hours(timings);
         let pairs = match self.method.pairs {
-            PairsFrom::Trajectories => config.prompts_per_iteration,
+            PairsFrom::Trajectories | PairsFrom::Images => config.prompts_per_iteration,
             PairsFrom::Steps => config.prompts_per_iteration * (config.steps - config.divert_start_step),
         };
         let updates = pairs.div_ceil(config.pairs_per_update() as u64).max(1);

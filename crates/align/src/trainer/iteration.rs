@@ -5,6 +5,7 @@ use super::samples::Samples;
 use super::tally::{Means, Tally};
 use super::{BARREN_LIMIT, Finished, Trainer, on_policy};
 use crate::error::{Error, Result};
+use crate::method::PairsFrom;
 use crate::metrics::{Record, UpdateMetrics, summary};
 use crate::objective::{PairBatch, accumulate_step_pairs};
 use crate::observer::{Observer, Phase};
@@ -37,6 +38,12 @@ impl Trainer<'_> {
         let texts: Vec<&str> = slots.iter().map(|slot| prompts[slot.prompt].as_str()).collect();
         let conditioning = self.embeddings.conditioning(self.parts.model, &texts)?;
         let merged = self.rollout_adapter.merge(&self.parts.model.unet)?;
+        if self.method.pairs == PairsFrom::Images {
+            let (model, pairs) = (self.parts.model, &self.parts.image_pairs);
+            let samples =
+                self.encoded_pairs.samples(model, pairs, &slots, &self.latent_shape, self.parts.config.seed)?;
+            return self.updates(&Iteration { index, texts, conditioning, merged }, &samples, observer, stop);
+        }
         let context = RolloutContext {
             config: &self.parts.config,
             model: self.parts.model,

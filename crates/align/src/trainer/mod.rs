@@ -1,5 +1,6 @@
 //! The training loop, one for all methods: rollout, judge, pair, update, record, checkpoint.
 
+mod dataset;
 mod effective;
 mod embeddings;
 mod iteration;
@@ -13,12 +14,14 @@ mod tally;
 use crate::checkpoint::{ADAPTER_FILE, Checkpoint, Position, ROLLOUT_ADAPTER_FILE};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
+use crate::image_pairs::ImagePair;
 use crate::method::Method;
 use crate::metrics::Record;
 use crate::objective::Objective;
 use crate::observer::Observer;
 use crate::optimizer::{AdamW, AdamWOptions, LrSchedule};
 use crate::run_dir::RunDir;
+use dataset::EncodedPairs;
 use embeddings::Embeddings;
 use seedpo_judge::Judge;
 use seedpo_model::adapter::{LoraConfig, LoraInit};
@@ -43,6 +46,8 @@ pub struct Parts<'a> {
     pub config: TrainConfig,
     /// The training prompts, at least one.
     pub prompts: Vec<String>,
+    /// The pairs of image files of methods that train on such, else none; `prompts` are theirs, one each.
+    pub image_pairs: Vec<ImagePair>,
     /// The frozen base model, which is also the reference policy.
     pub model: &'a DiffusionModel,
     /// The judge that is trained on.
@@ -64,6 +69,7 @@ pub struct Trainer<'a> {
     stream: PromptStream,
     latent_shape: Vec<i64>,
     embeddings: Embeddings,
+    encoded_pairs: EncodedPairs,
     adapter: Adapter,
     optimizer: AdamW,
     position: Position,
@@ -141,6 +147,7 @@ impl<'a> Trainer<'a> {
             stream,
             latent_shape,
             embeddings,
+            encoded_pairs: EncodedPairs::default(),
             adapter,
             optimizer,
             position,

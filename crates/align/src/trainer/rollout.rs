@@ -3,7 +3,7 @@
 use super::samples::{Pairs, Samples, join};
 use super::stream::Slot;
 use crate::config::TrainConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::method::PairsFrom;
 use crate::objective::Preference;
 use crate::observer::{Observer, Phase};
@@ -83,6 +83,11 @@ impl RolloutContext<'_> {
             match pairs_from {
                 PairsFrom::Steps => self.branches(&predictor, &x_t, &rows, &keys, texts, &mut on_step),
                 PairsFrom::Trajectories => self.trajectories(&predictor, &x_t, &rows, &keys, texts, &mut on_step),
+                PairsFrom::Images => Err(Error::Input {
+                    what: "pairs to sample".into(),
+                    expected: "trajectories or steps".into(),
+                    found: "image files, which are not sampled".into(),
+                }),
             }
         };
         let parts = (0..slots.len().div_ceil(chunk)).map(&mut part).collect::<Result<Vec<_>>>()?;
@@ -184,6 +189,8 @@ fn merge_parts(parts: Vec<Samples>) -> Result<Samples> {
                 trajectories.push(pair);
                 all_preferences.extend(preferences);
             }
+            // No rollout makes them.
+            Pairs::Images(_) => {}
         }
     }
     // By step, then prompt, however the batch was cut: the order that updates shuffle must not depend on it.

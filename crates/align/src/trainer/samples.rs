@@ -13,6 +13,8 @@ pub enum Pairs {
     Steps(Vec<StepPair>),
     /// D3PO: two trajectories per row, and who won.
     Trajectories(TrajectoryPair, Vec<Preference>),
+    /// Diffusion-DPO: noised images, winners and losers.
+    Images(PairBatch),
 }
 
 /// An iteration's rollout.
@@ -37,6 +39,7 @@ impl Pairs {
     fn decided(&self) -> Vec<usize> {
         match self {
             Self::Steps(pairs) => (0..pairs.len()).collect(),
+            Self::Images(batch) => (0..batch.len()).collect(),
             Self::Trajectories(_, preferences) => {
                 (0..preferences.len()).filter(|&i| preferences[i].decided()).collect()
             }
@@ -74,6 +77,7 @@ impl Pairs {
                     let chosen: Vec<&StepPair> = part.iter().map(|&i| &pairs[i]).collect();
                     batches.push(PairBatch::from_step_pairs(&chosen)?);
                 }
+                Self::Images(batch) => batches.push(batch.select(part)?),
                 Self::Trajectories(pair, preferences) => {
                     let steps = pair.sides[0].timesteps.len();
                     let orders: Vec<_> =

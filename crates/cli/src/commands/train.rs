@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use seedpo_align::checkpoint::Checkpoint;
 use seedpo_align::run_dir::{RunDir, check_inputs, hash_inputs, resume_settings};
-use seedpo_align::{Finished, Parts, TrainConfig, Trainer, load_prompts, trainer};
+use seedpo_align::{Finished, ImagePair, Parts, TrainConfig, Trainer, load_prompts, read_image_pairs, trainer};
 use seedpo_judge::Judge;
 use seedpo_model::DiffusionModel;
 use seedpo_tensor::device::parse_device;
@@ -31,7 +31,7 @@ any moment continues from its last checkpoint with --resume.";
 
 /// Align a model with preferences: sample, judge, pair, update, repeat.
 ///
-/// The method is SPO or D3PO; `entropy.gamma` above 0 makes it SEE-SPO or SEE-D3PO. Every setting can stand in a TOML
+/// The method is SPO, D3PO or, from pairs of image files, Diffusion-DPO; `entropy.gamma` above 0 makes it its SEE form. Every setting can stand in a TOML
 /// file or be given as a flag; presets hold the published ones.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
@@ -44,6 +44,7 @@ pub struct Args {
 struct Start {
     config: TrainConfig,
     prompts: Vec<String>,
+    image_pairs: Vec<ImagePair>,
     model: DiffusionModel,
     judge: Box<dyn Judge>,
     heldout: Option<Box<dyn Judge>>,
@@ -110,7 +111,14 @@ fn go_on(resume: &str, given: &Table, context: &Context) -> Result<Outcome> {
 impl Start {
     fn load(config: TrainConfig, context: &Context) -> Result<Self> {
         config.validate()?;
-        let prompts = load_prompts(&config)?;
+        let image_pairs = match config.pairs_file.as_str() {
+            "" => Vec::new(),
+            file => read_image_pairs(Path::new(file)).context("setting `pairs_file`")?,
+        };
+        let prompts = match &image_pairs[..] {
+            [] => load_prompts(&config)?,
+            pairs => pairs.iter().map(|pair| pair.prompt.clone()).collect(),
+        };
         let judge = seedpo_judge::by_name(&config.judge).context("setting `judge`")?;
         let heldout = Some(&config.heldout_judge).filter(|name| !name.is_empty());
         let heldout = heldout.map(|name| seedpo_judge::by_name(name).context("setting `heldout_judge`")).transpose()?;
@@ -120,7 +128,7 @@ impl Start {
         let (variant, prediction_type) = (config.variant.clone(), config.prediction_type.clone());
         let files = FileFlags { variant, prediction_type, tokenizer: config.tokenizer.clone() };
         let model = DiffusionModel::load(Path::new(&config.model), &files.load_options(device, kind)?)?;
-        Ok(Self { config, prompts, model, judge, heldout })
+        Ok(Self { config, prompts, image_pairs, model, judge, heldout })
     }
 }
 
@@ -135,6 +143,7 @@ fn train(
     let parts = Parts {
         config: start.config,
         prompts: start.prompts,
+        image_pairs: start.image_pairs,
         model: &start.model,
         judge: start.judge.as_ref(),
         heldout: start.heldout.as_deref(),
