@@ -37,7 +37,9 @@ pub fn read_image_pairs(path: &Path) -> Result<Vec<ImagePair>> {
         let value: Value = serde_json::from_str(line).map_err(|e| at(e.to_string()))?;
         let field = |names: &[&str]| {
             let found = names.iter().find_map(|name| value.get(name)?.as_str());
-            found.map(str::to_owned).ok_or_else(|| at(format!("expected a text `{}`, found {value}", names.join("` or `"))))
+            found
+                .map(str::to_owned)
+                .ok_or_else(|| at(format!("expected a text `{}`, found {value}", names.join("` or `"))))
         };
         let picture = |names: &[&str]| {
             let file = folder.join(field(names)?);
@@ -69,7 +71,10 @@ pub fn read_image(path: &Path, size: i64) -> Result<Tensor> {
         pixels
     } else {
         // Rounded to whole levels, as a resized picture has.
-        pixels.f_internal_upsample_bilinear2d_aa([scaled(height), scaled(width)], false, None, None)?.round().clamp(0., 255.)
+        pixels
+            .f_internal_upsample_bilinear2d_aa([scaled(height), scaled(width)], false, None, None)?
+            .round()
+            .clamp(0., 255.)
     };
     let [_, _, height, width] = pixels.size()[..] else { return Err(refuse("no picture".into())) };
     let middle = pixels.narrow(2, (height - size) / 2, size).narrow(3, (width - size) / 2, size);
@@ -100,7 +105,13 @@ mod tests {
         for pair in [&pairs[0].winner, &pairs[0].loser] {
             let image = read_image(pair, 4).unwrap();
             assert_eq!(image.size(), [1, 3, 4, 4]);
-            assert!((image.amax(2, false).amax(2, false) - Tensor::from_slice(&[1.0f32, -1.0, 128.0 / 127.5 - 1.0])).abs().max().double_value(&[]) < 1e-6);
+            assert!(
+                (image.amax(2, false).amax(2, false) - Tensor::from_slice(&[1.0f32, -1.0, 128.0 / 127.5 - 1.0]))
+                    .abs()
+                    .max()
+                    .double_value(&[])
+                    < 1e-6
+            );
         }
         assert!(read_image(&file, 4).unwrap_err().to_string().contains("pairs.jsonl"));
     }

@@ -35,7 +35,11 @@ impl TrainConfig {
             let prompts = self.prompts.is_empty() && self.prompts_file.is_empty();
             return require(prompts, "prompts", "prompts beside pairs_file, which has its own");
         }
-        require(self.pairs_file.is_empty(), "pairs_file", format!("{}, which method {} does not read", self.pairs_file, method.name))?;
+        require(
+            self.pairs_file.is_empty(),
+            "pairs_file",
+            format!("{}, which method {} does not read", self.pairs_file, method.name),
+        )?;
         if self.prompts.is_empty() == self.prompts_file.is_empty() {
             let found = if self.prompts.is_empty() { "neither" } else { "both" };
             return Err(Error::Setting {

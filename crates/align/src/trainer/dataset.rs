@@ -79,7 +79,8 @@ impl EncodedPairs {
         if !self.cached.contains_key(&index) {
             let images = Tensor::f_cat(&[read_image(&pair.winner, size)?, read_image(&pair.loser, size)?], 0)?;
             let (mean, logvar) = model.vae.encode(&images)?;
-            let [mean, std] = [mean, (logvar * 0.5).exp()].map(|x| x.to_kind(tch::Kind::Float).to_device(model.device()));
+            let [mean, std] =
+                [mean, (logvar * 0.5).exp()].map(|x| x.to_kind(tch::Kind::Float).to_device(model.device()));
             self.cached.insert(index, Encoded { mean, std });
         }
         Ok(&self.cached[&index])
