@@ -15,7 +15,7 @@ TEST_THREADS = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=passive
 # `$(call need,program,how to get it)`: one clear line when a program is missing.
 need = @command -v $(1) >/dev/null 2>&1 || { echo "make: $(1) is missing. $(2)" >&2; exit 1; }
 
-.PHONY: help setup build demo test interop bench bench-sd15 python emoji fmt clippy doc check clean tools
+.PHONY: help setup build demo test interop parity bench bench-sd15 python emoji fmt clippy doc check clean tools
 
 help: ## list the targets
 	@echo "seedpo: align text-to-image diffusion models with preferences"; echo
@@ -62,6 +62,9 @@ python: ## make .venv with PyTorch, diffusers and peft (needed by interop, bench
 
 interop: build python ## show with the real diffusers and peft that adapters pass both ways
 	$(VENV) python/interop.py
+
+parity: build python ## the U-Nets of SD 1.5 and SDXL at full width against diffusers (11 GB of memory, 6 GB of disk)
+	$(VENV) python/parity_full.py
 
 bench: build python ## time one D3PO and one SPO iteration against PyTorch, in turns
 	$(VENV) python/bench.py --model $(MODEL) --update docs/performance.md

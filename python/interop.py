@@ -3,7 +3,7 @@
 
     .venv/bin/python python/interop.py            (or: make interop)
 
-On random-weight pipelines like Stable Diffusion 1.x and 2.x (v-prediction), made in a temporary folder, and on the
+On random-weight pipelines like Stable Diffusion 1.x, 2.x (v-prediction) and XL, made in a temporary folder, and on the
 built-in model where it is there: every stage of `seedpo probe` against diffusers; losses and gradients against an
 independent PyTorch computation; a PEFT-made adapter read by seedpo; and an adapter trained and saved by `seedpo train`
 taken by `load_lora_weights` unchanged, with the same picture from the same latents. Prints a table of the largest
@@ -28,8 +28,9 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 import torch
 import torch.nn.functional as F
-from diffusers import (AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler,
-                       EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel)
+from diffusers import (AutoencoderKL, DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler,
+                       EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline,
+                       UNet2DConditionModel)
 from diffusers.schedulers import scheduling_euler_ancestral_discrete as ancestral
 from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import convert_state_dict_to_diffusers
@@ -45,6 +46,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "python/fixtures"))
 sys.path.insert(0, str(ROOT / "python"))
 import reference_losses  # noqa: E402  the formulas, each side of a pair by itself
+import sdxl  # noqa: E402  a small SDXL pipeline
 import tokenizer as odd  # noqa: E402  the strings and the vocabulary of the tokenizer's fixture
 
 STEPS, GUIDANCE = 20, 5.0
@@ -129,10 +131,10 @@ def make_pipeline(folder, kind):
 
 
 def load_pipeline(folder):
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32)
+    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     pipeline.set_progress_bar_config(disable=True)
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+    for part in filter(None, (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None))):
         part.eval().requires_grad_(False)
     return pipeline
 
@@ -140,6 +142,12 @@ def load_pipeline(folder):
 def token_ids(tokenizer, prompts):
     length = tokenizer.model_max_length
     return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+
+
+def tokenizers(pipeline):
+    """By the name of the ids they give."""
+    second = getattr(pipeline, "tokenizer_2", None)
+    return {"input_ids": pipeline.tokenizer} | ({"input_ids_2": second} if second else {})
 
 
 class Inputs:
@@ -152,27 +160,58 @@ class Inputs:
         pipeline.scheduler.set_timesteps(STEPS)
         steps = pipeline.scheduler.timesteps
         self.timestep = steps[torch.linspace(1, STEPS - 1, batch).long()].clone()
-        self.input_ids = token_ids(pipeline.tokenizer, ["a red fox", "", "two cats, 4k 😀"][:batch])
-        self.embeds = pipeline.text_encoder(self.input_ids)[0].detach()
-        self.negative = self.embeds[1:2].clone()
+        prompts = ["a red fox", "", "two cats, 4k 😀"][:batch]
+        self.ids = {name: token_ids(tokenizer, prompts) for name, tokenizer in tokenizers(pipeline).items()}
         self.latents = torch.randn(self.shape)
+        self.embeds, _, *rest = pipeline.encode_prompt(prompts, "cpu", 1, False) if len(self.ids) == 1 else pipeline.encode_prompt(prompts)
+        self.negative = self.embeds[1:2].clone()
+        # What SDXL adds, as `seedpo probe` names it; nothing for the others.
+        self.added, self.negative_pooled = {}, None
+        if len(self.ids) == 2:
+            side = float(unet.sample_size * pipeline.vae_scale_factor)
+            time_ids = torch.tensor([side, side, 0.0, 0.0, side, side]).repeat(batch, 1)
+            self.added, self.negative_pooled = {"pooled": rest[0], "time_ids": time_ids}, rest[0][1:2].clone()
+
+    @property
+    def prompt(self):
+        """What one pass of the U-Net is conditioned on."""
+        return {"prompt_embeds": self.embeds} | self.added
+
+    @property
+    def both(self):
+        """What a guided pass is conditioned on."""
+        negative = {"negative_pooled": self.negative_pooled} if self.added else {}
+        return self.prompt | {"negative_prompt_embeds": self.negative} | negative
+
+    def unet(self, pipeline):
+        """The U-Net as a function of latents, timestep and embeddings, in its own dtype."""
+
+        def run(latents, t, embeds):
+            dtype, added = pipeline.unet.dtype, None
+            if self.added:
+                pooled = self.added["pooled"] if embeds is self.embeds else self.negative_pooled.expand(len(latents), -1)
+                added = {"text_embeds": pooled.to(dtype), "time_ids": self.added["time_ids"]}
+            return pipeline.unet(latents.to(dtype), t, embeds.to(dtype), added_cond_kwargs=added)
+
+        return run
 
 
 def check_stages(seedpo, name, folder, pipeline, x):
     """Tokenizer, text encoder, U-Net, VAE and the DDIM step."""
     strings = odd.odd_strings()
-    expected = token_ids(pipeline.tokenizer, strings)
-    found = seedpo.probe(folder, "tokenize", {"prompts": strings})["input_ids"]
-    wrong = (found != expected).any(1).sum().item() if found.shape == expected.shape else len(strings)
-    record(name, f"tokenize: rows that differ of {len(strings)}", wrong, 0)
+    found = seedpo.probe(folder, "tokenize", {"prompts": strings})
+    for key, tokenizer in tokenizers(pipeline).items():
+        expected = token_ids(tokenizer, strings)
+        wrong = (found[key] != expected).any(1).sum().item() if found[key].shape == expected.shape else len(strings)
+        record(name, f"tokenize: {key} that differ of {len(strings)}", wrong, 0)
 
     with torch.no_grad():
-        out = seedpo.probe(folder, "text", input_ids=x.input_ids)
-        expected = pipeline.text_encoder(x.input_ids)
-        record(name, "text: prompt_embeds", off(out["prompt_embeds"], expected.last_hidden_state), FORWARD)
-        record(name, "text: pooled", off(out["pooled"], expected.pooler_output), FORWARD)
-        out = seedpo.probe(folder, "unet", latents=x.latents, timestep=x.timestep, prompt_embeds=x.embeds)
-        record(name, "unet: noise_pred", off(out["noise_pred"], pipeline.unet(x.latents, x.timestep, x.embeds).sample), FORWARD)
+        out = seedpo.probe(folder, "text", **x.ids)
+        pooled = x.added["pooled"] if x.added else pipeline.text_encoder(x.ids["input_ids"]).pooler_output
+        record(name, "text: prompt_embeds", off(out["prompt_embeds"], x.embeds), FORWARD)
+        record(name, "text: pooled", off(out["pooled"], pooled), FORWARD)
+        out = seedpo.probe(folder, "unet", latents=x.latents, timestep=x.timestep, **x.prompt)
+        record(name, "unet: noise_pred", off(out["noise_pred"], x.unet(pipeline)(x.latents, x.timestep, x.embeds).sample), FORWARD)
         factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
         images = torch.rand(x.shape[0], 3, x.shape[2] * factor, x.shape[3] * factor) * 2 - 1
         out, gaussian = seedpo.probe(folder, "encode", images=images), pipeline.vae.encode(images).latent_dist
@@ -203,6 +242,9 @@ def check_ddim(seedpo, name, folder, pipeline, x):
 
 
 def pipeline_sample(pipeline, x, **options):
+    if x.added:
+        pooled = x.added["pooled"]
+        options |= {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": x.negative_pooled.expand_as(pooled)}
     return pipeline(prompt_embeds=x.embeds, negative_prompt_embeds=x.negative.expand_as(x.embeds), latents=x.latents,
                     num_inference_steps=STEPS, guidance_scale=GUIDANCE, eta=0.0, **options).images
 
@@ -210,7 +252,7 @@ def pipeline_sample(pipeline, x, **options):
 def check_sample(seedpo, name, folder, pipeline, x, adapter=None, label="sample: latents"):
     settings = {"steps": STEPS, "eta": 0.0, "guidance_scale": GUIDANCE, "sampler": "ddim"}
     settings |= {"adapter": str(adapter)} if adapter else {}
-    out = seedpo.probe(folder, "sample", settings, latents=x.latents, prompt_embeds=x.embeds, negative_prompt_embeds=x.negative)
+    out = seedpo.probe(folder, "sample", settings, latents=x.latents, **x.both)
     record(name, label, off(out["latents"], pipeline_sample(pipeline, x, output_type="latent")), SAMPLE)
     return out["latents"]
 
@@ -226,8 +268,7 @@ def check_samplers(seedpo, name, folder, pipeline, x):
     for sampler, (made, changes) in samplers.items():
         settings = {"steps": STEPS, "guidance_scale": GUIDANCE, "sampler": sampler}
         tensors = {"noise": noise} if sampler == "euler-a" else {}
-        out = seedpo.probe(folder, "sample", settings, latents=x.latents, prompt_embeds=x.embeds,
-                           negative_prompt_embeds=x.negative, **tensors)
+        out = seedpo.probe(folder, "sample", settings, latents=x.latents, **x.both, **tensors)
         pipeline.scheduler, drawn = made.from_pretrained(folder, subfolder="scheduler", **changes), iter(noise)
         ancestral.randn_tensor = lambda *_, **__: next(drawn)
         expected = pipeline_sample(pipeline, x, output_type="latent")
@@ -246,7 +287,7 @@ def peft_adapter(pipeline, folder, rank, alpha, spelling):
     layers, metadata = get_peft_model_state_dict(unet), _collate_lora_metadata({"unet": unet})
     if spelling == "diffusers":
         layers, metadata = convert_state_dict_to_diffusers(layers), {}
-    StableDiffusionPipeline.save_lora_weights(folder, layers, **metadata)
+    type(pipeline).save_lora_weights(folder, layers, **metadata)
     return folder / "pytorch_lora_weights.safetensors"
 
 
@@ -254,8 +295,8 @@ def check_peft(seedpo, name, folder, pipeline, x, scratch):
     """Adapters made by PEFT, saved by diffusers in both spellings, give the same prediction here."""
     for rank, alpha, spelling in [(4, 8, "peft"), (3, 3, "diffusers")]:
         path = peft_adapter(pipeline, scratch / f"{name}-{spelling}", rank, alpha, spelling)
-        out = seedpo.probe(folder, "unet", {"adapter": str(path)}, latents=x.latents, timestep=x.timestep, prompt_embeds=x.embeds)
-        expected = pipeline.unet(x.latents, x.timestep, x.embeds).sample.detach()
+        out = seedpo.probe(folder, "unet", {"adapter": str(path)}, latents=x.latents, timestep=x.timestep, **x.prompt)
+        expected = x.unet(pipeline)(x.latents, x.timestep, x.embeds).sample.detach()
         record(name, f"PEFT adapter ({spelling} keys): noise_pred", off(out["noise_pred"], expected), FORWARD)
         if spelling == "peft":
             check_sample(seedpo, name, folder, pipeline, x, path, "PEFT adapter: sampled latents")
@@ -266,9 +307,7 @@ def epsilon(pipeline, x, scale):
     """The guided noise prediction as a function of latents and timestep; v turned into noise."""
 
     def predict(latents, t):
-        dtype = pipeline.unet.dtype
-        unet = lambda latents, t, embeds: pipeline.unet(latents.to(dtype), t, embeds.to(dtype))  # noqa: E731
-        output = reference_losses.guided(unet, latents, t, x.embeds, x.negative, scale)
+        output = reference_losses.guided(x.unet(pipeline), latents, t, x.embeds, x.negative, scale)
         alpha = pipeline.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
         return output if pipeline.scheduler.config.prediction_type == "epsilon" else alpha.sqrt() * output + (1 - alpha).sqrt() * latents
 
@@ -324,8 +363,7 @@ def check_losses(seedpo, name, folder, pipeline, x, scratch):
 
         first, second = x.latents, x.latents if method == "spo" else torch.randn(x.shape)
         sides = [(first, following(first)), (second, following(second))]
-        tensors = {"next_latents_w": sides[0][1], "next_latents_l": sides[1][1], "timestep": x.timestep,
-                   "prompt_embeds": x.embeds, "negative_prompt_embeds": x.negative}
+        tensors = {"next_latents_w": sides[0][1], "next_latents_l": sides[1][1], "timestep": x.timestep, **x.both}
         tensors |= {"latents": first} if method == "spo" else {"latents_w": first, "latents_l": second}
         settings |= {"method": method, "adapter": str(policy_path)}
         loss, margin = reference_losses.step_pair(predict, reference, alphas, tensors, settings)
@@ -373,7 +411,7 @@ def check_ours(seedpo, name, folder, pipeline, x, scratch):
 def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--seedpo", type=Path, default=ROOT / "target/release/seedpo")
-    options.add_argument("--model", type=Path, default=ROOT / "assets/emoji-sd", help="a third folder, skipped if missing")
+    options.add_argument("--model", type=Path, default=ROOT / "assets/emoji-sd", help="one more folder, skipped if missing")
     options.add_argument("--only", nargs="*", default=["stages", "sample", "samplers", "peft", "losses", "ours"], help="groups of checks")
     chosen = options.parse_args()
     chosen.seedpo.is_file() or sys.exit(f"interop: {chosen.seedpo} is missing; `make build` makes it.")
@@ -385,9 +423,10 @@ def main():
         scratch = Path(tmp)
         seedpo = Seedpo(chosen.seedpo, scratch)
         folders = {kind: make_pipeline(scratch, kind) for kind in ("sd1", "sd2")}
-        third = (chosen.model / "model_index.json").is_file()
-        folders |= {chosen.model.name[:8]: chosen.model} if third else {}
-        third or print(f"(no model in {chosen.model}: only random-weight pipelines are checked)")
+        folders["sdxl"] = sdxl.make_pipeline(scratch / "sdxl", dict(channels=(32, 64, 64), groups=16, texts=(24, 40), pooled=32, vae=(16, 32)))
+        more = (chosen.model / "model_index.json").is_file()
+        folders |= {chosen.model.name[:8]: chosen.model} if more else {}
+        more or print(f"(no model in {chosen.model}: only random-weight pipelines are checked)")
         for name, folder in folders.items():
             pipeline = load_pipeline(folder)
             with torch.no_grad():
