@@ -36,7 +36,7 @@ fn config(folder: &Path, method: &str) -> TrainConfig {
     if method == "diffusion-dpo" {
         let pairs_file = write_pairs(folder);
         let config = TrainConfig { method: method.into(), prompts: Vec::new(), pairs_file, ..config(folder, "spo") };
-        return TrainConfig { beta: 100.0, guidance_scale: 1.0, ..config };
+        return TrainConfig { beta: 100.0, guidance_scale: 1.0, train_batch_size: 1, ..config };
     }
     let spo = method == "spo";
     TrainConfig {
@@ -166,7 +166,7 @@ fn a_stopped_run_continues_bit_for_bit() {
         }
     }
     let model = common::tiny_model();
-    for method in ["spo", "d3po"] {
+    for method in ["spo", "d3po", "diffusion-dpo"] {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path(), method);
         start(&model, &config, &Colourfulness).run(&mut Silent, &STOP).unwrap();

@@ -1,12 +1,13 @@
 //! Pairs of image files, encoded once and noised anew in every pass (docs/methods.md section 4.2).
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::Instant;
 
 use seedpo_model::DiffusionModel;
 use seedpo_rollout::Cost;
 use seedpo_tensor::NoiseKey;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::samples::{Pairs, Samples};
 use super::stream::Slot;
@@ -76,13 +77,14 @@ impl EncodedPairs {
         if self.cached.len() >= CACHE_LIMIT && !self.cached.contains_key(&index) {
             self.cached.clear();
         }
-        if !self.cached.contains_key(&index) {
-            let images = Tensor::f_cat(&[read_image(&pair.winner, size)?, read_image(&pair.loser, size)?], 0)?;
-            let (mean, logvar) = model.vae.encode(&images)?;
-            let [mean, std] =
-                [mean, (logvar * 0.5).exp()].map(|x| x.to_kind(tch::Kind::Float).to_device(model.device()));
-            self.cached.insert(index, Encoded { mean, std });
-        }
-        Ok(&self.cached[&index])
+        Ok(match self.cached.entry(index) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let images = Tensor::f_cat(&[read_image(&pair.winner, size)?, read_image(&pair.loser, size)?], 0)?;
+                let (mean, logvar) = model.vae.encode(&images)?;
+                let f32_here = |x: Tensor| x.to_kind(Kind::Float).to_device(model.device());
+                place.insert(Encoded { mean: f32_here(mean), std: f32_here((logvar * 0.5).exp()) })
+            }
+        })
     }
 }
