@@ -128,8 +128,8 @@ impl DiffusionModel {
         })
     }
 
-    /// A model with one text encoder and fresh random weights in PyTorch's default distributions (the text encoder: transformers'), each
-    /// drawn from `seed` and its name.
+    /// A model with one text encoder and fresh random weights in PyTorch's default distributions (the text encoder:
+    /// transformers'), each drawn from `seed` and its name.
     ///
     /// Errors: [`crate::Error::Config`] where a configuration contradicts itself or the parts do not fit each other.
     pub fn init(

@@ -67,6 +67,16 @@ checkpointing_steps = 200
 validation_steps = 200
 "#;
 
+/// What SPO's published settings for SDXL base change.
+const SPO_SDXL: &str = r#"
+candidates = 2
+prompts_per_iteration = 2
+rollout_batch_size = 2
+train_batch_size = 2
+gradient_accumulation_steps = 2
+resolution = 1024
+"#;
+
 const SEE: &str = "entropy = { gamma = 1.0 }\n";
 
 /// Small and quick: for the built-in 64x64 model on two CPU cores, about three minutes a run.
@@ -118,6 +128,8 @@ pub const PRESETS: &[Preset] = &[
         source: "docs/methods.md sections 3 and 4.2",
         layers: &[DIFFUSION_DPO_SD15, SEE],
     },
+    Preset { name: "spo-sdxl", source: "docs/methods.md section 4.3", layers: &[SPO_SD15, SPO_SDXL] },
+    Preset { name: "see-spo-sdxl", source: "docs/methods.md sections 3 and 4.3", layers: &[SPO_SD15, SPO_SDXL, SEE] },
     Preset { name: "spo-emoji", source: "tuned on the built-in model", layers: &[EMOJI, EMOJI_SPO] },
     Preset { name: "see-spo-emoji", source: "tuned on the built-in model", layers: &[EMOJI, EMOJI_SPO, SEE_EMOJI] },
     Preset { name: "d3po-emoji", source: "tuned on the built-in model", layers: &[EMOJI, EMOJI_D3PO] },
