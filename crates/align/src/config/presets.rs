@@ -167,7 +167,9 @@ mod tests {
     fn every_preset_is_valid_once_model_and_prompts_are_given() {
         for preset in PRESETS {
             let mut table = preset.table().unwrap();
-            super::super::layer(&mut table, "model = 'm'\nprompts = ['a']".parse().unwrap());
+            let from_pairs = preset.name.contains("diffusion-dpo");
+            let data = if from_pairs { "pairs_file = 'pairs.jsonl'" } else { "prompts = ['a']" };
+            super::super::layer(&mut table, format!("model = 'm'\n{data}").parse().unwrap());
             let config = TrainConfig::from_table(table, preset.name).unwrap();
             config.validate().unwrap_or_else(|e| panic!("{}: {e}", preset.name));
             assert_eq!(config.entropy.gamma > 0.0, preset.name.starts_with("see-"));
