@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{doctor, pretrain, probe, report, sample, score, train};
+use crate::commands::{adapter, doctor, pretrain, probe, report, sample, score, train};
 
 const EXAMPLES: &str = "\
 Start here:
@@ -44,6 +44,8 @@ pub enum Command {
     Score(score::Args),
     /// Write report.html from run folders.
     Report(report::Args),
+    /// Look into LoRA files, convert them between tools, merge them.
+    Adapter(adapter::Args),
     /// Say whether this machine is ready: libtorch, CPU, memory, GPU, a model folder.
     Doctor(doctor::Args),
     /// Run one stage on given inputs, to compare it with a reference of your own.

@@ -186,7 +186,7 @@ impl<'a> Trainer<'a> {
     fn run_loop(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Finished> {
         // A kill between a checkpoint and the adapter at the top of the run folder leaves the latter an update behind.
         if self.saved.is_some() {
-            self.adapter.save(&self.parts.run.adapter())?;
+            self.save_adapter()?;
         }
         // Before training; or what a stop during the previews of this update left out.
         if self.preview_due() {
@@ -223,6 +223,13 @@ impl<'a> Trainer<'a> {
         self.reached_max_steps() || self.stream.iteration(self.position.iteration).is_empty()
     }
 
+    /// The adapter at the top of the run folder, in diffusers' layout and in kohya's.
+    fn save_adapter(&self) -> Result<()> {
+        let run = &self.parts.run;
+        self.adapter.save(&run.adapter())?;
+        Ok(self.adapter.save_kohya(&run.path().join(KOHYA_FILE_NAME))?)
+    }
+
     /// Writes a checkpoint of the current position and updates the adapter at the top of the run folder.
     fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
         if self.saved.as_ref().is_some_and(|(step, _)| *step == self.position.step) {
@@ -240,7 +247,7 @@ impl<'a> Trainer<'a> {
         };
         let limit = self.parts.config.checkpoints_total_limit;
         let folder = Checkpoint::save(run.path(), self.position, &self.optimizer.state(), limit, adapters)?;
-        self.adapter.save(&run.adapter())?;
+        self.save_adapter()?;
         self.saved = Some((self.position.step, folder.clone()));
         observer.on_checkpoint(self.position.step, &folder).map_err(Error::Observer)
     }

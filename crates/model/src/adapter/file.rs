@@ -1,62 +1,55 @@
-//! Adapter files: `pytorch_lora_weights.safetensors`, which diffusers' `load_lora_weights` takes unchanged.
+//! Adapter files: `pytorch_lora_weights.safetensors`, which diffusers' `load_lora_weights` takes unchanged, and kohya's.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use seedpo_tensor::{WeightFile, read_text, write_weights};
+use seedpo_tensor::write_weights;
 use tch::{Kind, Tensor};
 
-use super::keys::{self, Half};
-use super::metadata::{self, Metadata};
+use super::keys::{self, LAYERS_PER_BLOCK};
+use super::lora_file::{LoraFile, LoraModule, Unsupported, refuse};
+use super::metadata;
 use super::{Adapter, Delta};
 use crate::unet::UNet2DConditionModel;
 use crate::{Error, Result};
 
 /// The file name that diffusers looks for in a folder.
 pub const FILE_NAME: &str = "pytorch_lora_weights.safetensors";
+/// The same adapter for A1111, ComfyUI and sd-scripts, which training writes beside it.
+pub const KOHYA_FILE_NAME: &str = "pytorch_lora_weights_kohya.safetensors";
 
-/// peft's own file name; `adapter_config.json` lies beside it.
-const PEFT_FILE_NAME: &str = "adapter_model.safetensors";
-
-/// The two halves of one projection's pair, with the keys they were found under.
-#[derive(Default)]
-struct Pair {
-    a: Option<(String, Tensor)>,
-    b: Option<(String, Tensor)>,
-}
+/// Further names that a folder's adapter may have: peft's own (`adapter_config.json` lies beside it), and torch's.
+const OTHER_FILE_NAMES: [&str; 3] = ["adapter_model.safetensors", "pytorch_lora_weights.bin", "adapter_model.bin"];
 
 impl Adapter {
-    /// Reads a LoRA made by diffusers, peft or us. `path` is the file, or a folder that holds
-    /// `pytorch_lora_weights.safetensors` or `adapter_model.safetensors`.
+    /// Reads a LoRA made by diffusers, peft, kohya's sd-scripts or us. `path` is the file, or a folder that holds
+    /// `pytorch_lora_weights.safetensors`, `adapter_model.safetensors` or one of these as `.bin`.
     ///
     /// The tensors become f32 leaves that require gradients, on the U-Net's device; [`Adapter::detached`] freezes them.
-    /// The scale is alpha / rank from the file's `lora_adapter_metadata` (or peft's `adapter_config.json` beside it),
-    /// 1 where neither is there.
+    /// The scale is alpha / rank from the file's `.alpha` tensors or `lora_adapter_metadata` (or peft's
+    /// `adapter_config.json` beside it), 1 where there are none.
     ///
-    /// Errors: [`Error::Adapter`] listing every unknown module, missing partner and wrong shape, each with expected
-    /// and found; [`Error::Config`] for metadata that is malformed or asks for a kind of LoRA we do not have.
+    /// Errors: as [`LoraFile::open`] and [`LoraFile::into_adapter`]; [`Error::Adapter`] naming unknown modules and wrong
+    /// shapes, each with expected and found.
     pub fn load(path: &Path, unet: &UNet2DConditionModel) -> Result<Self> {
-        let path = &resolve(path);
-        let file = WeightFile::open(path)?;
-        let metadata = read_metadata(&file)?;
-        let mut problems = Vec::new();
-        let pairs = collect(&file, unet, &mut problems)?;
-        let mut deltas = BTreeMap::new();
-        for (module, pair) in pairs {
-            match finish(&module, pair, unet, &metadata) {
-                Ok(delta) => {
-                    deltas.insert(module, delta);
-                }
-                Err(mut found) => problems.append(&mut found),
+        let layers = unet.config().layers_per_block.first().map_or(LAYERS_PER_BLOCK, |layers| *layers as usize);
+        let lora = LoraFile::open_counting(path, layers)?;
+        let mut problems: Vec<String> = lora.unsupported.iter().map(Unsupported::describe).collect();
+        problems.extend(lora.modules.iter().filter_map(|(path, module)| misfit(path, module, unet)));
+        if !problems.is_empty() {
+            if let Some(family) = lora.family() {
+                problems.push(format!("by its shapes, it is made for {family}"));
+            }
+            return Err(refuse(&lora.path, problems));
+        }
+        let mut adapter = lora.into_adapter(false)?;
+        for delta in adapter.deltas.values_mut() {
+            if let Delta::LowRank { a, b, .. } = delta {
+                let leaf = |tensor: &Tensor| tensor.to_device(unet.device()).set_requires_grad(true);
+                (*a, *b) = (leaf(a), leaf(b));
             }
         }
-        if deltas.is_empty() && problems.is_empty() {
-            problems.push("expected LoRA tensors, found none".to_owned());
-        }
-        match problems.is_empty() {
-            true => Ok(Self { deltas }),
-            false => Err(Error::Adapter { path: path.clone(), problems }),
-        }
+        Ok(adapter)
     }
 
     /// Writes `pytorch_lora_weights.safetensors` (or whatever `path` is called) in one step: f32, keys
@@ -65,115 +58,80 @@ impl Adapter {
     /// Errors: [`Error::Adapter`] for an adapter that holds merged weights; [`Error::Tensor`] where writing fails,
     /// and then a file that was there before is intact.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut modules = Vec::with_capacity(self.deltas.len());
-        for (module, delta) in &self.deltas {
-            match delta {
-                // alpha = scale * rank is exact for the usual powers of two, within a rounding error otherwise.
-                Delta::LowRank { a, scale, .. } => {
-                    modules.push((module.as_str(), a.size()[0], scale * a.size()[0] as f64))
-                }
-                Delta::Weight(_) => {
-                    let problem = format!("`{module}` holds a merged weight; expected a low-rank pair");
-                    return Err(Error::Adapter { path: path.to_path_buf(), problems: vec![problem] });
-                }
-            }
-        }
+        let pairs = self.pairs(path)?;
+        let modules: Vec<(&str, i64, f64)> = pairs.iter().map(|pair| (pair.module, pair.rank, pair.alpha)).collect();
         let tensors = self.tensors().into_iter().map(|(key, tensor)| (key, tensor.detach().to_kind(Kind::Float)));
         let metadata = [("format", "pt".to_owned()), (metadata::KEY, metadata::to_json(&modules))];
         let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         Ok(write_weights(path, &tensors.collect(), &metadata)?)
     }
+
+    /// Writes the layout of kohya's sd-scripts, which A1111, ComfyUI and diffusers read, in one step: f32, keys
+    /// `lora_unet_<path with _>.lora_down.weight`, `.lora_up.weight` and `.alpha`.
+    ///
+    /// Errors: as [`Self::save`].
+    pub fn save_kohya(&self, path: &Path) -> Result<()> {
+        let mut tensors = BTreeMap::new();
+        let pairs = self.pairs(path)?;
+        for pair in &pairs {
+            let stem = keys::kohya_stem(pair.module);
+            let float = |tensor: &Tensor| tensor.detach().to_kind(Kind::Float);
+            tensors.insert(format!("{stem}.lora_down.weight"), float(pair.a));
+            tensors.insert(format!("{stem}.lora_up.weight"), float(pair.b));
+            tensors.insert(format!("{stem}.alpha"), Tensor::from(pair.alpha as f32));
+        }
+        let mut metadata = BTreeMap::from([("ss_network_module".to_owned(), "networks.lora".to_owned())]);
+        if let Some(largest) = pairs.iter().max_by_key(|pair| pair.rank) {
+            metadata.insert("ss_network_dim".to_owned(), largest.rank.to_string());
+            metadata.insert("ss_network_alpha".to_owned(), largest.alpha.to_string());
+        }
+        Ok(write_weights(path, &tensors, &metadata)?)
+    }
+
+    /// All pairs with rank and alpha. Errors: [`Error::Adapter`] naming `path`, for merged weights.
+    fn pairs(&self, path: &Path) -> Result<Vec<Pair<'_>>> {
+        let mut pairs = Vec::with_capacity(self.deltas.len());
+        for (module, delta) in &self.deltas {
+            let Delta::LowRank { a, b, scale } = delta else {
+                let problem = format!("`{module}` holds a merged weight; expected a low-rank pair");
+                return Err(Error::Adapter { path: path.to_path_buf(), problems: vec![problem] });
+            };
+            let rank = a.size()[0];
+            // alpha = scale * rank is exact for the usual powers of two, within a rounding error otherwise.
+            pairs.push(Pair { module, a, b, rank, alpha: scale * rank as f64 });
+        }
+        Ok(pairs)
+    }
+}
+
+/// One projection's pair.
+struct Pair<'a> {
+    module: &'a str,
+    a: &'a Tensor,
+    b: &'a Tensor,
+    rank: i64,
+    alpha: f64,
 }
 
 /// The adapter file that a path stands for: itself, or the one in a folder (ours or diffusers', else peft's).
 pub fn resolve(path: &Path) -> PathBuf {
     if path.is_dir() {
-        let peft = path.join(PEFT_FILE_NAME);
-        return if peft.is_file() && !path.join(FILE_NAME).is_file() { peft } else { path.join(FILE_NAME) };
+        let names = std::iter::once(FILE_NAME).chain(OTHER_FILE_NAMES);
+        let found = names.map(|name| path.join(name)).find(|file| file.is_file());
+        return found.unwrap_or_else(|| path.join(FILE_NAME));
     }
     path.to_path_buf()
 }
 
-fn read_metadata(file: &WeightFile) -> Result<Metadata> {
-    if let Some(text) = file.metadata().get(metadata::KEY) {
-        return Metadata::parse(file.path(), text, "unet.");
-    }
-    let beside = file.path().with_file_name("adapter_config.json");
-    let is_peft = file.names().any(|name| name.starts_with("base_model.model."));
-    match is_peft && beside.is_file() {
-        true => Metadata::parse(&beside, &read_text(&beside)?, ""),
-        false => Ok(Metadata::default()),
-    }
-}
-
-/// Sorts a file's tensors into pairs; keys that name no projection of `unet` are noted as problems.
-fn collect(
-    file: &WeightFile,
-    unet: &UNet2DConditionModel,
-    problems: &mut Vec<String>,
-) -> Result<BTreeMap<String, Pair>> {
-    let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
-    for key in file.names() {
-        let (module, half) = match keys::parse(key) {
-            Ok(parsed) => parsed,
-            Err(reason) => {
-                problems.push(format!("`{key}`: {reason}"));
-                continue;
-            }
-        };
-        if !unet.projections().iter().any(|projection| projection.path == module) {
-            problems.push(format!("`{key}`: expected an attention projection of this U-Net, found `{module}`"));
-            continue;
-        }
-        let pair = pairs.entry(module).or_default();
-        let slot = match half {
-            Half::A => &mut pair.a,
-            Half::B => &mut pair.b,
-        };
-        match slot {
-            Some((first, _)) => problems.push(format!("`{key}`: the same tensor as `{first}` in another spelling")),
-            None => *slot = Some((key.to_owned(), file.tensor(key)?)),
-        }
-    }
-    Ok(pairs)
-}
-
-/// One projection's delta, or everything that is wrong with it.
-fn finish(
-    module: &str,
-    pair: Pair,
-    unet: &UNet2DConditionModel,
-    metadata: &Metadata,
-) -> std::result::Result<Delta, Vec<String>> {
-    let (a_key, a, b_key, b) = match (pair.a, pair.b) {
-        (Some((a_key, a)), Some((b_key, b))) => (a_key, a, b_key, b),
-        (Some((key, _)), None) => {
-            return Err(vec![format!("`{key}`: its partner, the `lora_B` of {module}, is missing")]);
-        }
-        (None, Some((key, _))) => {
-            return Err(vec![format!("`{key}`: its partner, the `lora_A` of {module}, is missing")]);
-        }
-        (None, None) => return Err(vec![format!("`{module}`: both halves are missing")]),
+/// What keeps a pair from fitting a U-Net's projection.
+fn misfit(path: &str, module: &LoraModule, unet: &UNet2DConditionModel) -> Option<String> {
+    let Some(projection) = unet.projections().iter().find(|projection| projection.path == path) else {
+        return Some(format!("expected attention projections of this U-Net, found `{path}`"));
     };
-    let weight = unet.weight(module).map_err(|e| vec![e.to_string()])?;
-    let (outputs, inputs) = (weight.size()[0], weight.size()[1]);
-    let rank = a.size().first().copied().unwrap_or(0);
-    let mut problems = Vec::new();
-    if a.dim() != 2 || a.size()[1] != inputs || rank < 1 {
-        problems.push(format!("`{a_key}`: expected shape [rank, {inputs}], found {:?}", a.size()));
-    } else if b.size() != [outputs, rank] {
-        problems.push(format!("`{b_key}`: expected shape [{outputs}, {rank}], found {:?}", b.size()));
-    } else if let Some(said) = metadata.rank(module).filter(|&said| said != rank) {
-        problems.push(format!("`{a_key}`: expected rank {said} as the metadata says, found {rank}"));
+    let (inputs, outputs, rank) = (projection.in_features, projection.out_features, module.rank());
+    if module.a.size() != [rank, inputs] {
+        return Some(format!("`{path}`, A: expected shape [rank, {inputs}], found {:?}", module.a.size()));
     }
-    for (key, tensor) in [(&a_key, &a), (&b_key, &b)] {
-        if !tensor.is_floating_point() {
-            problems.push(format!("`{key}`: expected floating-point numbers, found {:?}", tensor.kind()));
-        }
-    }
-    if !problems.is_empty() {
-        return Err(problems);
-    }
-    let leaf = |tensor: Tensor| tensor.to_kind(Kind::Float).to_device(unet.device()).set_requires_grad(true);
-    Ok(Delta::LowRank { scale: metadata.scale(module, rank), a: leaf(a), b: leaf(b) })
+    (module.b.size() != [outputs, rank])
+        .then(|| format!("`{path}`, B: expected shape [{outputs}, {rank}], found {:?}", module.b.size()))
 }

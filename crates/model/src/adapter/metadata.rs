@@ -71,6 +71,11 @@ impl Metadata {
         lookup(&self.rank_pattern, path).map(|rank| rank as i64).or(self.rank)
     }
 
+    /// Whether it says an alpha for a projection.
+    pub fn has_alpha(&self, path: &str) -> bool {
+        lookup(&self.alpha_pattern, path).or(self.alpha).is_some()
+    }
+
     /// `alpha / rank` (`alpha / √rank` with rsLoRA); 1 where no alpha is given.
     pub fn scale(&self, path: &str, rank: i64) -> f64 {
         let divisor = if self.rank_stabilised { (rank as f64).sqrt() } else { rank as f64 };

@@ -5,7 +5,9 @@
 
 mod combine;
 mod file;
+mod inspect;
 mod keys;
+mod lora_file;
 mod metadata;
 
 use std::collections::BTreeMap;
@@ -17,8 +19,10 @@ use tch::{Kind, Tensor};
 use crate::unet::UNet2DConditionModel;
 use crate::{Error, Result};
 
-pub use file::{FILE_NAME, resolve};
-pub use keys::canonical_key;
+pub use file::{FILE_NAME, KOHYA_FILE_NAME, resolve};
+pub use inspect::{BlockSummary, LoraSummary};
+pub use keys::{Layout, canonical_key};
+pub use lora_file::{LoraFile, LoraModule, Unsupported};
 
 /// What an adapter does to one projection (a linear layer `[out, in]` of an attention).
 #[derive(Debug)]

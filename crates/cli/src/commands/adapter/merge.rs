@@ -1,0 +1,65 @@
+//! `seedpo adapter merge`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use seedpo_model::{Adapter, DiffusionModel, LoadOptions};
+use seedpo_tensor::Kind;
+
+use crate::commands::sample::{Weighted, load_adapter};
+use crate::context::Context;
+use crate::failure::Outcome;
+use crate::{models, output};
+
+/// Arguments of `seedpo adapter merge`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The model to merge into: OUT becomes a diffusers folder, in --dtype [default: none: OUT becomes one adapter].
+    #[arg(long, value_name = "MODEL", visible_alias = "pretrained-model-name-or-path")]
+    model: Option<PathBuf>,
+
+    /// Adapters, each with a weight after a colon that its change is multiplied by [default: 1].
+    #[arg(value_name = "ADAPTER[:WEIGHT]", required = true, num_args = 1.., allow_hyphen_values = false)]
+    adapters: Vec<String>,
+
+    /// What to write: with --model a folder, else a .safetensors file in diffusers' layout; must not be there yet.
+    #[arg(value_name = "OUT")]
+    out: PathBuf,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
+    super::check_free(&args.out)?;
+    let adapters: Vec<Weighted> = args.adapters.iter().map(|text| Weighted::parse(text)).collect();
+    match &args.model {
+        None => {
+            let load = |adapter: &Weighted| Ok((super::open(&adapter.path)?.into_adapter(false)?, adapter.weight));
+            let merged = Adapter::combined(&adapters.iter().map(load).collect::<Result<Vec<_>>>()?)?;
+            merged.save(&args.out)?;
+        }
+        Some(model) => merge_into(model, &adapters, &args.out, context)?,
+    }
+    output::print(&format!("{}: {} adapter(s) merged\n", args.out.display(), adapters.len()))?;
+    Ok(Outcome::Done)
+}
+
+/// Writes the model with the adapters in its weights. Computed in f32; stored in --dtype.
+fn merge_into(model: &Path, adapters: &[Weighted], out: &Path, context: &Context) -> Result<()> {
+    let kind = context.kind()?;
+    let options = LoadOptions { kind: Kind::Float, ..context.load_options(context.device_or("cpu")?)? };
+    let model = DiffusionModel::load(&models::find(Some(model))?, &options)?;
+    let load = |adapter: &Weighted| Ok((load_adapter(&adapter.path, &model)?, adapter.weight));
+    let combined = Adapter::combined(&adapters.iter().map(load).collect::<Result<Vec<_>>>()?)?;
+    let merged = model.merged(&combined)?;
+    // A folder that appears whole or not at all.
+    let name = out.file_name().with_context(|| format!("{}: expected the name of a folder", out.display()))?;
+    let temporary = out.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
+    let storage = (kind != Kind::Float).then_some(kind);
+    let written = merged.save(&temporary, storage).map_err(anyhow::Error::from).and_then(|()| {
+        std::fs::rename(&temporary, out).with_context(|| format!("{}: could not be made", out.display()))
+    });
+    if written.is_err() {
+        let _ = std::fs::remove_dir_all(&temporary);
+    }
+    written
+}

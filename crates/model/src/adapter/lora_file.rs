@@ -1,0 +1,265 @@
+//! A LoRA file taken apart without a model: which projections it changes, and how.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use seedpo_tensor::{WeightFile, read_text};
+use tch::{Kind, Tensor};
+
+use super::keys::{self, LAYERS_PER_BLOCK, Layout, Parsed, Part};
+use super::metadata::{self, Metadata};
+use super::{Adapter, Delta, resolve};
+use crate::{Error, Result};
+
+/// Problems shown of one file; a wrong base gives hundreds.
+const MOST_PROBLEMS: usize = 12;
+
+/// The pair of one projection.
+#[derive(Debug)]
+pub struct LoraModule {
+    /// A, `[rank, in]`, in the file's dtype.
+    pub a: Tensor,
+    /// B, `[out, rank]`, in the file's dtype.
+    pub b: Tensor,
+    /// `alpha / rank` (rsLoRA: `alpha / √rank`); 1 where the file says no alpha.
+    pub scale: f64,
+    /// Whether the file says an alpha.
+    pub has_alpha: bool,
+}
+
+impl LoraModule {
+    /// The rank.
+    pub fn rank(&self) -> i64 {
+        self.a.size()[0]
+    }
+}
+
+/// Tensors of a file that we do not apply, of one kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unsupported {
+    /// What they belong to, in words: the text encoder, convolutions, ..
+    pub what: &'static str,
+    /// Their keys.
+    pub keys: Vec<String>,
+}
+
+/// A LoRA file, read and checked as far as that goes without a model.
+#[derive(Debug)]
+pub struct LoraFile {
+    /// The file.
+    pub path: PathBuf,
+    /// How its keys are spelled; usually one.
+    pub layouts: BTreeSet<Layout>,
+    /// The attention projections it changes, by diffusers path.
+    pub modules: BTreeMap<String, LoraModule>,
+    /// What else it holds.
+    pub unsupported: Vec<Unsupported>,
+}
+
+/// A file's tensors of one projection, with their keys.
+#[derive(Default)]
+struct Found {
+    a: Option<(String, Tensor)>,
+    b: Option<(String, Tensor)>,
+    alpha: Option<(String, f64)>,
+}
+
+impl LoraFile {
+    /// Reads a LoRA in diffusers', peft's or kohya's layout (safetensors or torch's `.bin`). `path` is the file, or a
+    /// folder that holds one under diffusers' or peft's name.
+    ///
+    /// Errors: [`Error::Adapter`] naming missing partners, shapes that do not go together, the same tensor in two
+    /// spellings, numbers that are no floats; [`Error::Config`] for metadata that is malformed or asks for a kind of
+    /// LoRA we do not have. What is merely unsupported is no error here, but in [`Self::into_adapter`].
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::open_counting(path, LAYERS_PER_BLOCK)
+    }
+
+    /// As [`Self::open`], for U-Nets with another number of residual blocks per level than Stable Diffusion's 2.
+    pub(super) fn open_counting(path: &Path, layers_per_block: usize) -> Result<Self> {
+        let path = resolve(path);
+        let file = WeightFile::open(&path)?;
+        let metadata = read_metadata(&file)?;
+        let mut lora = Self { path, layouts: BTreeSet::new(), modules: BTreeMap::new(), unsupported: Vec::new() };
+        let mut problems = Vec::new();
+        for (module, found) in lora.collect(&file, layers_per_block, &mut problems)? {
+            match pair(&module, found, &metadata) {
+                Ok(pair) => drop(lora.modules.insert(module, pair)),
+                Err(reason) => problems.push(reason),
+            }
+        }
+        if lora.modules.is_empty() && lora.unsupported.is_empty() && problems.is_empty() {
+            problems.push("expected LoRA tensors, found none".to_owned());
+        }
+        match problems.is_empty() {
+            true => Ok(lora),
+            false => Err(refuse(&lora.path, problems)),
+        }
+    }
+
+    /// Sorts a file's tensors by projection.
+    fn collect(
+        &mut self,
+        file: &WeightFile,
+        layers_per_block: usize,
+        problems: &mut Vec<String>,
+    ) -> Result<BTreeMap<String, Found>> {
+        let mut modules: BTreeMap<String, Found> = BTreeMap::new();
+        let twice = |key: &str, first: &str| format!("`{key}`: the same tensor as `{first}` in another spelling");
+        for key in file.names() {
+            let (module, part, layout) = match keys::parse(key, layers_per_block) {
+                Ok(Parsed::Projection { module, part, layout }) => (module, part, layout),
+                Ok(Parsed::Unsupported(what)) => {
+                    self.note_unsupported(what, key);
+                    continue;
+                }
+                Err(reason) => {
+                    problems.push(format!("`{key}`: {reason}"));
+                    continue;
+                }
+            };
+            self.layouts.insert(layout);
+            let found = modules.entry(module).or_default();
+            let tensor = file.tensor(key)?;
+            let slot = match part {
+                Part::A => &mut found.a,
+                Part::B => &mut found.b,
+                Part::Alpha => {
+                    match alpha(&tensor) {
+                        Ok(_) if found.alpha.is_some() => {
+                            problems.push(twice(key, &found.alpha.as_ref().map_or_else(String::new, |a| a.0.clone())))
+                        }
+                        Ok(value) => found.alpha = Some((key.to_owned(), value)),
+                        Err(reason) => problems.push(format!("`{key}`: {reason}")),
+                    }
+                    continue;
+                }
+            };
+            match slot {
+                Some((first, _)) => problems.push(twice(key, first)),
+                None => *slot = Some((key.to_owned(), tensor)),
+            }
+        }
+        Ok(modules)
+    }
+
+    fn note_unsupported(&mut self, what: &'static str, key: &str) {
+        match self.unsupported.iter_mut().find(|kind| kind.what == what) {
+            Some(kind) => kind.keys.push(key.to_owned()),
+            None => self.unsupported.push(Unsupported { what, keys: vec![key.to_owned()] }),
+        }
+    }
+
+    /// The adapter, f32 on the CPU without gradient. `ignore_unsupported` leaves out what we do not apply.
+    ///
+    /// Errors: [`Error::Adapter`] naming what is not applied (unless ignored), or that nothing is left.
+    pub fn into_adapter(self, ignore_unsupported: bool) -> Result<Adapter> {
+        let mut problems = Vec::new();
+        if !ignore_unsupported {
+            problems.extend(self.unsupported.iter().map(Unsupported::describe));
+        } else if self.modules.is_empty() {
+            problems.push("expected attention projections of the U-Net, found none".to_owned());
+        }
+        if !problems.is_empty() {
+            return Err(refuse(&self.path, problems));
+        }
+        let float = |tensor: Tensor| tensor.f_to_kind(Kind::Float);
+        let delta = |(path, module): (String, LoraModule)| {
+            Ok((path, Delta::LowRank { a: float(module.a)?, b: float(module.b)?, scale: module.scale }))
+        };
+        Ok(Adapter { deltas: self.modules.into_iter().map(delta).collect::<Result<_>>()? })
+    }
+
+    /// The family of base models whose text embeddings the cross attention reads, by their width; `None` where no such
+    /// projection is changed or the width is none of theirs.
+    pub fn family(&self) -> Option<&'static str> {
+        let reads = |path: &str| path.ends_with("attn2.to_k") || path.ends_with("attn2.to_v");
+        let module = self.modules.iter().find(|(path, _)| reads(path))?.1;
+        match module.a.size()[1] {
+            768 => Some("Stable Diffusion 1.x"),
+            1024 => Some("Stable Diffusion 2.x"),
+            2048 => Some("SDXL"),
+            _ => None,
+        }
+    }
+}
+
+impl Unsupported {
+    /// One line that names them.
+    pub fn describe(&self) -> String {
+        let (count, first) = (self.keys.len(), self.keys.first().map_or("", String::as_str));
+        let which = if count == 1 { format!("`{first}`") } else { format!("{count} tensors such as `{first}`") };
+        format!(
+            "{which}: adapters of {} are not supported; `seedpo adapter convert --ignore-unsupported` makes a file without them",
+            self.what
+        )
+    }
+}
+
+/// An error with so many problems as help.
+pub(super) fn refuse(path: &Path, mut problems: Vec<String>) -> Error {
+    if problems.len() > MOST_PROBLEMS {
+        let rest = problems.len() - MOST_PROBLEMS;
+        problems.truncate(MOST_PROBLEMS);
+        problems.push(format!("and {rest} more of this kind"));
+    }
+    Error::Adapter { path: path.to_path_buf(), problems }
+}
+
+fn alpha(tensor: &Tensor) -> std::result::Result<f64, String> {
+    let value = (tensor.numel() == 1).then(|| tensor.to_kind(Kind::Double).reshape([1]).double_value(&[0]));
+    value
+        .filter(|v| v.is_finite())
+        .ok_or_else(|| format!("expected one finite number, found shape {:?}", tensor.size()))
+}
+
+/// A matrix; a 1×1 convolution's is one too.
+fn matrix(tensor: Tensor) -> Tensor {
+    match tensor.size()[..] {
+        [rows, columns, 1, 1] => tensor.reshape([rows, columns]),
+        _ => tensor,
+    }
+}
+
+/// One projection's pair, or what is wrong with it.
+fn pair(module: &str, found: Found, metadata: &Metadata) -> std::result::Result<LoraModule, String> {
+    let partner = |key: &str, half: &str| format!("`{key}`: its partner, the `lora_{half}` of {module}, is missing");
+    let (a_key, a, b_key, b) = match (found.a, found.b) {
+        (Some((a_key, a)), Some((b_key, b))) => (a_key, matrix(a), b_key, matrix(b)),
+        (Some((key, _)), None) => return Err(partner(&key, "B")),
+        (None, Some((key, _))) => return Err(partner(&key, "A")),
+        (None, None) => return Err(partner(&found.alpha.map_or_else(String::new, |(key, _)| key), "A")),
+    };
+    for (key, tensor) in [(&a_key, &a), (&b_key, &b)] {
+        if !tensor.is_floating_point() {
+            return Err(format!("`{key}`: expected floating-point numbers, found {:?}", tensor.kind()));
+        }
+    }
+    let rank = match a.size()[..] {
+        [rank, inputs] if rank > 0 && inputs > 0 => rank,
+        _ => return Err(format!("`{a_key}`: expected shape [rank, in], found {:?}", a.size())),
+    };
+    if b.dim() != 2 || b.size()[1] != rank {
+        return Err(format!("`{b_key}`: expected shape [out, {rank}], found {:?}", b.size()));
+    }
+    if let Some(said) = metadata.rank(module).filter(|&said| said != rank) {
+        return Err(format!("`{a_key}`: expected rank {said} as the metadata says, found {rank}"));
+    }
+    let (scale, has_alpha) = match &found.alpha {
+        Some((_, alpha)) => (alpha / rank as f64, true),
+        None => (metadata.scale(module, rank), metadata.has_alpha(module)),
+    };
+    Ok(LoraModule { a, b, scale, has_alpha })
+}
+
+fn read_metadata(file: &WeightFile) -> Result<Metadata> {
+    if let Some(text) = file.metadata().get(metadata::KEY) {
+        return Metadata::parse(file.path(), text, "unet.");
+    }
+    let beside = file.path().with_file_name("adapter_config.json");
+    let is_peft = file.names().any(|name| name.starts_with("base_model.model."));
+    match is_peft && beside.is_file() {
+        true => Metadata::parse(&beside, &read_text(&beside)?, ""),
+        false => Ok(Metadata::default()),
+    }
+}
