@@ -1,5 +1,7 @@
 //! What the commands do when all is well, with the real binary on a tiny random model.
 
+#[path = "commands/adapters.rs"]
+mod adapters;
 mod common;
 #[path = "commands/probing.rs"]
 mod probing;

@@ -244,10 +244,18 @@ fn files_that_do_not_fit_are_refused_by_name() {
     check(&[(&a, zeros(&[2])), (&b, zeros(&[16, 2]))], None, &["[rank, in]", "[2]"]);
     check(&[(&a, zeros(&[0, 16])), (&b, zeros(&[16, 0]))], None, &["[rank, in]", "[0, 16]"]);
     check(&[(&a, zeros(&[2, 16]).to_kind(Kind::Int64)), (&b, zeros(&[16, 2]))], None, &["floating-point", "Int64"]);
-    check(&[("unet.mid_block.foo.lora_A.weight", zeros(&[1, 1]))], None, &["mid_block.foo", "attention projection", "--ignore-unsupported"]);
+    check(
+        &[("unet.mid_block.foo.lora_A.weight", zeros(&[1, 1]))],
+        None,
+        &["mid_block.foo", "attention projection", "--ignore-unsupported"],
+    );
     check(&[("unet.conv_in.weight", zeros(&[1]))], None, &["unet.conv_in.weight", "lora_A"]);
     check(&[("text_encoder.q_proj.lora_A.weight", zeros(&[1]))], None, &["text encoder"]);
-    check(&[("lora_unet_mid_block.lora_down.weight", zeros(&[1]))], None, &["lora_unet_mid_block", "attention projection"]);
+    check(
+        &[("lora_unet_mid_block.lora_down.weight", zeros(&[1]))],
+        None,
+        &["lora_unet_mid_block", "attention projection"],
+    );
     check(&[("lora_unet_mid_block_resnets_0_conv1.lora_down.weight", zeros(&[1]))], None, &["convolutions (LoCon)"]);
     let other = "unet.down_blocks.7.attentions.0.transformer_blocks.0.attn1.to_q";
     let (down, up) = (format!("{other}.lora_A.weight"), format!("{other}.lora_B.weight"));

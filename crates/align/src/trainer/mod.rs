@@ -24,7 +24,7 @@ use crate::run_dir::RunDir;
 use dataset::EncodedPairs;
 use embeddings::Embeddings;
 use seedpo_judge::Judge;
-use seedpo_model::adapter::{LoraConfig, LoraInit};
+use seedpo_model::adapter::{KOHYA_FILE_NAME, LoraConfig, LoraInit};
 use seedpo_model::{Adapter, DiffusionModel};
 use seedpo_rollout::Ddim;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub mod adapter;
 pub mod doctor;
 pub mod pretrain;
 pub mod probe;
@@ -23,6 +24,7 @@ pub fn run(cli: Cli) -> Result<Outcome> {
         Command::Pretrain(args) => pretrain::run(&args, &context),
         Command::Score(args) => score::run(&args, &context),
         Command::Report(args) => report::run(&args, &context),
+        Command::Adapter(args) => adapter::run(&args, &context),
         Command::Doctor(args) => doctor::run(&args, &context),
         Command::Probe(args) => probe::run(&args, &context),
     }

@@ -38,7 +38,7 @@ impl Adapter {
         problems.extend(lora.modules.iter().filter_map(|(path, module)| misfit(path, module, unet)));
         if !problems.is_empty() {
             if let Some(family) = lora.family() {
-                problems.push(format!("by its shapes, it is made for {family}"));
+                problems.insert(0, format!("by its shapes, it is made for {family}"));
             }
             return Err(refuse(&lora.path, problems));
         }
@@ -130,7 +130,7 @@ fn misfit(path: &str, module: &LoraModule, unet: &UNet2DConditionModel) -> Optio
     };
     let (inputs, outputs, rank) = (projection.in_features, projection.out_features, module.rank());
     if module.a.size() != [rank, inputs] {
-        return Some(format!("`{path}`, A: expected shape [rank, {inputs}], found {:?}", module.a.size()));
+        return Some(format!("`{path}`, A: expected shape [{rank}, {inputs}], found {:?}", module.a.size()));
     }
     (module.b.size() != [outputs, rank])
         .then(|| format!("`{path}`, B: expected shape [{outputs}, {rank}], found {:?}", module.b.size()))

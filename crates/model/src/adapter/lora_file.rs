@@ -12,7 +12,7 @@ use super::{Adapter, Delta, resolve};
 use crate::{Error, Result};
 
 /// Problems shown of one file; a wrong base gives hundreds.
-const MOST_PROBLEMS: usize = 12;
+const MOST_PROBLEMS: usize = 8;
 
 /// The pair of one projection.
 #[derive(Debug)]

@@ -47,7 +47,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
 fn merge_into(model: &Path, adapters: &[Weighted], out: &Path, context: &Context) -> Result<()> {
     let kind = context.kind()?;
     let options = LoadOptions { kind: Kind::Float, ..context.load_options(context.device_or("cpu")?)? };
-    let model = DiffusionModel::load(&models::find(Some(model))?, &options)?;
+    let model = DiffusionModel::load(&models::find(Some(model), context)?, &options)?;
     let load = |adapter: &Weighted| Ok((load_adapter(&adapter.path, &model)?, adapter.weight));
     let combined = Adapter::combined(&adapters.iter().map(load).collect::<Result<Vec<_>>>()?)?;
     let merged = model.merged(&combined)?;

@@ -13,7 +13,6 @@ use seedpo_model::{Adapter, Conditioning, DiffusionModel, Policy, PromptEmbeds};
 use seedpo_rollout::{GuidedPolicy, Sampler, SamplerKind, draw, initial_noise, step_noise};
 use seedpo_tensor::{NoiseKey, Tensor, tch};
 
-use self::adapters::Weighted;
 use self::folder::{OutputFolder, file_name};
 use self::texts::Recipe;
 use crate::context::Context;
@@ -21,7 +20,7 @@ use crate::failure::Outcome;
 use crate::progress::Progress;
 use crate::{images, interrupt, models, output};
 
-pub use self::adapters::load_adapter;
+pub use self::adapters::{Weighted, load_adapter};
 
 const EXAMPLES: &str = "\
 Examples:

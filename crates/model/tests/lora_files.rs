@@ -1,0 +1,212 @@
+//! LoRA files between layouts: what is read from each is the same adapter.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use seedpo_model::adapter::{Layout, LoraConfig, LoraFile};
+use seedpo_model::{Adapter, Delta, UNet2DConditionModel, UNetConfig};
+use seedpo_tensor::{Device, Kind, Params, Tensor, WeightFile, write_weights};
+
+/// Two residual blocks per level, as Stable Diffusion, so that the original block numbers mean the same.
+fn unet() -> UNet2DConditionModel {
+    let config = UNetConfig {
+        block_out_channels: vec![8, 8, 8, 8],
+        cross_attention_dim: vec![768],
+        attention_head_dim: vec![2],
+        norm_num_groups: 4,
+        ..UNetConfig::default()
+    };
+    UNet2DConditionModel::new(config, Params::init(1, Device::Cpu)).unwrap()
+}
+
+/// Rank 2, but 3 in the middle; alpha 4, but 1.5 at one place.
+fn adapter(unet: &UNet2DConditionModel) -> Adapter {
+    let lora = |rank, alpha, targets: &[&str]| {
+        let targets = targets.iter().map(|t| t.to_string()).collect();
+        let adapter = Adapter::lora(unet, &LoraConfig { rank, alpha, targets, ..LoraConfig::default() }, 7).unwrap();
+        tch::no_grad(|| adapter.trainable().iter_mut().for_each(|(_, tensor)| drop(tensor.normal_(0.0, 0.5))));
+        (adapter, 1.0)
+    };
+    Adapter::combined(&[
+        lora(2, 4.0, &["attn1.to_q", "attn2.to_k", "to_out.0"]),
+        lora(3, 1.5, &["mid_block.attentions.0.transformer_blocks.0.attn2.to_v"]),
+    ])
+    .unwrap()
+}
+
+/// The change of every projection, as a matrix.
+fn changes(adapter: &Adapter) -> BTreeMap<String, Tensor> {
+    let change = |path: &str| match adapter.delta(path) {
+        Some(Delta::LowRank { a, b, scale }) => (b.detach().mm(&a.detach())) * *scale,
+        other => panic!("{path}: {other:?}"),
+    };
+    adapter.paths().map(|path| (path.to_owned(), change(path))).collect()
+}
+
+fn assert_same(found: &Adapter, expected: &Adapter) {
+    let (found, expected) = (changes(found), changes(expected));
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    for (path, change) in expected {
+        // One rounding of the scale.
+        assert!((&found[&path] - change).abs().max().double_value(&[]) < 1e-5, "{path}");
+    }
+}
+
+/// Writes `tensors` of `from` under other names.
+fn renamed(folder: &Path, from: &Path, rename: impl Fn(&str) -> String) -> PathBuf {
+    let file = WeightFile::open(from).unwrap();
+    let tensors = file.tensors().unwrap().into_iter().map(|(name, tensor)| (rename(&name), tensor)).collect();
+    let path = folder.join("renamed.safetensors");
+    write_weights(&path, &tensors, &BTreeMap::new()).unwrap();
+    path
+}
+
+#[test]
+fn both_layouts_written_are_read_as_the_same_adapter() {
+    let (unet, folder) = (unet(), tempfile::tempdir().unwrap());
+    let adapter = adapter(&unet);
+    let (diffusers, kohya) = (folder.path().join("d.safetensors"), folder.path().join("k.safetensors"));
+    adapter.save(&diffusers).unwrap();
+    adapter.save_kohya(&kohya).unwrap();
+    for (path, layout) in [(&diffusers, Layout::Diffusers), (&kohya, Layout::Kohya)] {
+        assert_same(&Adapter::load(path, &unet).unwrap(), &adapter);
+        let file = LoraFile::open(path).unwrap();
+        assert_eq!(file.layouts.iter().collect::<Vec<_>>(), [&layout]);
+        assert_eq!(file.family(), Some("Stable Diffusion 1.x"));
+        // There and back, the bytes are the same.
+        let (again, back) = (folder.path().join("again.safetensors"), LoraFile::open(&kohya).unwrap());
+        back.into_adapter(false).unwrap().save(&again).unwrap();
+        assert_same(&Adapter::load(&again, &unet).unwrap(), &adapter);
+    }
+    let names: Vec<String> = WeightFile::open(&kohya).unwrap().names().map(str::to_owned).collect();
+    for name in [
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight",
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0.alpha",
+        "lora_unet_up_blocks_3_attentions_2_transformer_blocks_0_attn2_to_k.lora_up.weight",
+    ] {
+        assert!(names.iter().any(|n| n == name), "{name} not in {names:?}");
+    }
+    assert_eq!(WeightFile::open(&kohya).unwrap().metadata()["ss_network_dim"], "3");
+}
+
+#[test]
+fn kohyas_original_block_names_and_any_alpha_are_read() {
+    let (unet, folder) = (unet(), tempfile::tempdir().unwrap());
+    let adapter = adapter(&unet);
+    let kohya = folder.path().join("k.safetensors");
+    adapter.save_kohya(&kohya).unwrap();
+    let original = |name: &str| {
+        let words: Vec<&str> = name.splitn(7, '_').collect();
+        let number = |word: &str| word.parse::<usize>().unwrap();
+        match words[..] {
+            ["lora", "unet", "down", "blocks", i, "attentions", rest] => {
+                let (j, rest) = rest.split_once('_').unwrap();
+                format!("lora_unet_input_blocks_{}_1_{rest}", 3 * number(i) + number(j) + 1)
+            }
+            ["lora", "unet", "up", "blocks", i, "attentions", rest] => {
+                let (j, rest) = rest.split_once('_').unwrap();
+                format!("lora_unet_output_blocks_{}_1_{rest}", 3 * number(i) + number(j))
+            }
+            _ => name.replace("mid_block_attentions_0", "middle_block_1"),
+        }
+    };
+    let path = renamed(folder.path(), &kohya, original);
+    assert!(WeightFile::open(&path).unwrap().names().any(|name| name.starts_with("lora_unet_output_blocks_11_1_")));
+    assert_same(&Adapter::load(&path, &unet).unwrap(), &adapter);
+    let path = renamed(folder.path(), &kohya, |name| name.replace("lora_unet_", "lycoris_"));
+    assert_same(&Adapter::load(&path, &unet).unwrap(), &adapter);
+
+    // An integer alpha is one; none at all is scale 1.
+    let file = WeightFile::open(&kohya).unwrap();
+    let with_alpha = |alpha: Option<Tensor>| {
+        let mut tensors: BTreeMap<String, Tensor> = file.tensors().unwrap();
+        tensors.retain(|name, _| !name.ends_with(".alpha") || alpha.is_some());
+        for (_, tensor) in tensors.iter_mut().filter(|(name, _)| name.ends_with(".alpha")) {
+            *tensor = alpha.as_ref().unwrap().shallow_clone();
+        }
+        let path = folder.path().join("alpha.safetensors");
+        write_weights(&path, &tensors, &BTreeMap::new()).unwrap();
+        Adapter::load(&path, &unet)
+    };
+    let scales = |adapter: &Adapter| -> Vec<f64> {
+        let scale = |path| match adapter.delta(path) {
+            Some(Delta::LowRank { scale, a, .. }) => scale * a.size()[0] as f64,
+            _ => f64::NAN,
+        };
+        adapter.paths().map(scale).collect()
+    };
+    assert!(scales(&with_alpha(Some(Tensor::from(6i64))).unwrap()).iter().all(|alpha| *alpha == 6.0));
+    let half = Tensor::from(6.5f32).to_kind(Kind::Half);
+    assert!(scales(&with_alpha(Some(half)).unwrap()).iter().all(|alpha| *alpha == 6.5));
+    let none = with_alpha(None).unwrap();
+    assert!(none.paths().all(|path| matches!(none.delta(path), Some(Delta::LowRank { scale, .. }) if *scale == 1.0)));
+    let message = with_alpha(Some(Tensor::from_slice(&[1f32, 2.0]))).unwrap_err().to_string();
+    assert!(message.contains(".alpha") && message.contains("one finite number"), "{message}");
+}
+
+#[test]
+fn what_is_not_applied_is_refused_by_name_or_left_out_on_request() {
+    let (unet, folder) = (unet(), tempfile::tempdir().unwrap());
+    let adapter = adapter(&unet);
+    let path = folder.path().join("k.safetensors");
+    adapter.save_kohya(&path).unwrap();
+    let mut tensors = WeightFile::open(&path).unwrap().tensors().unwrap();
+    let one = || Tensor::ones([1, 1], (Kind::Float, Device::Cpu));
+    for name in [
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight",
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight",
+        "lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight",
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_2.alpha",
+    ] {
+        tensors.insert(name.to_owned(), one());
+    }
+    write_weights(&path, &tensors, &BTreeMap::new()).unwrap();
+    let message = Adapter::load(&path, &unet).unwrap_err().to_string();
+    for part in [
+        "2 tensors such as `lora_te_text_model",
+        "adapters of the text encoder are not supported",
+        "`lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight`: adapters of convolutions (LoCon)",
+        "feed-forward",
+        "--ignore-unsupported",
+    ] {
+        assert!(message.contains(part), "{part} not in {message}");
+    }
+    let file = LoraFile::open(&path).unwrap();
+    assert_eq!(file.unsupported.iter().map(|kind| kind.keys.len()).collect::<Vec<_>>(), [2, 1, 1]);
+    assert_same(&file.into_adapter(true).unwrap(), &adapter);
+    assert!(LoraFile::open(&path).unwrap().into_adapter(false).is_err());
+}
+
+#[test]
+fn a_lora_for_another_model_says_so() {
+    let (unet, folder) = (unet(), tempfile::tempdir().unwrap());
+    let other = UNetConfig { cross_attention_dim: vec![1024], ..unet.config().clone() };
+    let other = UNet2DConditionModel::new(other, Params::init(1, Device::Cpu)).unwrap();
+    let path = folder.path().join("k.safetensors");
+    adapter(&unet).save_kohya(&path).unwrap();
+    let message = Adapter::load(&path, &other).unwrap_err().to_string();
+    assert!(message.contains("[2, 1024]") && message.contains("[2, 768]"), "{message}");
+    assert!(message.contains("made for Stable Diffusion 1.x") && message.contains("more of this kind"), "{message}");
+}
+
+#[test]
+fn the_summary_counts_and_measures() {
+    let (unet, folder) = (unet(), tempfile::tempdir().unwrap());
+    let adapter = adapter(&unet);
+    let path = folder.path().join("k.safetensors");
+    adapter.save_kohya(&path).unwrap();
+    let summary = LoraFile::open(&path).unwrap().summary();
+    assert_eq!(summary.ranks, BTreeMap::from([(2, 64), (3, 1)]));
+    assert_eq!(summary.targets["attn1.to_q"], 16);
+    assert_eq!((summary.without_effect, summary.not_finite.len()), (0, 0));
+    let all = changes(&adapter);
+    let middle = all.iter().filter(|(path, _)| path.starts_with("mid_block"));
+    let expected = middle.map(|(_, change)| change.norm().double_value(&[]).powi(2)).sum::<f64>().sqrt();
+    assert!((summary.blocks["mid_block"].norm / expected - 1.0).abs() < 1e-5);
+
+    let mut tensors = WeightFile::open(&path).unwrap().tensors().unwrap();
+    let bad = tensors.keys().find(|name| name.ends_with("lora_up.weight")).unwrap().clone();
+    let _ = tensors.get_mut(&bad).unwrap().fill_(f64::NAN);
+    write_weights(&path, &tensors, &BTreeMap::new()).unwrap();
+    assert_eq!(LoraFile::open(&path).unwrap().summary().not_finite.len(), 1);
+}
