@@ -230,6 +230,8 @@ fn latest_run(output_dir: &Path, name: &str) -> Result<PathBuf> {
 
 /// Keys whose change does not change what is computed.
 const FREE_KEYS: &[&str] = &["resume", "output_dir", "name", "checkpoints_total_limit"];
+/// Keys whose `auto` a run resolves when it begins.
+const CHOSEN_KEYS: &[&str] = &["dtype", "vae_dtype"];
 /// Keys that name inputs whose content is compared by hash instead.
 const HASHED_KEYS: &[&str] = &["model", "prompts_file", "pairs_file"];
 
@@ -242,7 +244,10 @@ pub fn resume_settings(run: &RunDir, recorded: &TrainConfig, given: &Table) -> R
     TrainConfig::check_keys(given, "the settings given to resume with")?;
     let before = Table::try_from(recorded).map_err(|e| Error::Run { path: run.path.clone(), reason: e.to_string() })?;
     let mut after = before.clone();
-    crate::config::layer(&mut after, given.clone());
+    let mut given = given.clone();
+    // The run has chosen, perhaps on another machine.
+    given.retain(|key, value| !(CHOSEN_KEYS.contains(&key) && value.as_str() == Some("auto")));
+    crate::config::layer(&mut after, given);
     let config = TrainConfig::from_table(after, "the settings given to resume with")?;
     let after = Table::try_from(&config).map_err(|e| Error::Run { path: run.path.clone(), reason: e.to_string() })?;
     let differing: Vec<String> = flatten(&after)

@@ -60,10 +60,25 @@ pub struct Global {
     #[arg(long, global = true, value_name = "DEVICE")]
     pub device: Option<String>,
 
-    /// Dtype of the frozen base's weights: f32, bf16 or f16 [default: f32]. Losses, likelihoods and adapters
-    /// are f32 whatever this says.
+    /// Dtype of the frozen base's weights: f32, bf16, f16, or auto (bf16 where this machine multiplies it faster than
+    /// f32, measured once) [default: auto; f32 for
+    /// probe, adapter merge and pretrain measure, bf16 for pretrain]. Losses, likelihoods and adapters are f32
+    /// whatever this says.
     #[arg(long, global = true, value_name = "DTYPE", visible_alias = "mixed-precision")]
     pub dtype: Option<String>,
+
+    /// Dtype of the autoencoder: f32, bf16, f16, or auto (bf16 beside a bf16 base, else f32, since Stable Diffusion's
+    /// overflows in f16) [default: auto].
+    #[arg(long, global = true, value_name = "DTYPE")]
+    pub vae_dtype: Option<String>,
+
+    /// Decode one picture at a time: less memory.
+    #[arg(long, global = true, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub vae_slicing: Option<bool>,
+
+    /// Decode pictures larger than the autoencoder's own size in overlapping tiles: less memory, faint seams.
+    #[arg(long, global = true, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub vae_tiling: Option<bool>,
 
     /// Which of several sets of weight files to read, e.g. fp16 for *.fp16.safetensors [default: full precision,
     /// where it is there].

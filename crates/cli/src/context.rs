@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use seedpo_model::LoadOptions;
 use seedpo_model::config::PredictionType;
-use seedpo_tensor::{Device, Kind, device::parse_device, tch};
+use seedpo_tensor::{Device, Kind, device::parse_device, speed::Speed, tch};
+use toml::{Table, Value};
 
 use crate::args::Global;
 use crate::progress::Progress;
@@ -15,29 +16,38 @@ use crate::progress::Progress;
 pub struct Context {
     /// No progress and no notes on standard error.
     pub quiet: bool,
-    device: Option<String>,
-    dtype: Option<String>,
-    files: FileFlags,
+    /// The flags about the model as settings of a training run, those that were given.
+    given: Table,
     revision: Option<String>,
 }
 
-/// How a model's files are to be read, as flags and settings spell it; empty texts are not given.
+/// How a model is to be loaded, as flags and settings spell it; empty texts are not given.
 #[derive(Clone, Debug, Default)]
-pub struct FileFlags {
+pub struct ModelFlags {
+    pub dtype: String,
+    pub vae_dtype: String,
+    pub vae_slicing: bool,
+    pub vae_tiling: bool,
     pub variant: String,
     pub prediction_type: String,
     pub tokenizer: String,
 }
 
-impl FileFlags {
-    /// Options for loading a model. Errors: a prediction type that is none.
-    pub fn load_options(&self, device: Device, kind: Kind) -> Result<LoadOptions> {
+impl ModelFlags {
+    /// Options for loading a model on `device`; `auto` dtypes are resolved, in a note to the user.
+    ///
+    /// Errors: a dtype or prediction type that is none.
+    pub fn load_options(&self, device: Device, context: &Context) -> Result<LoadOptions> {
         let given = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
         let prediction_type = given(&self.prediction_type).map(|name| {
             let parsed = PredictionType::from_name(&name);
             parsed.with_context(|| format!("prediction type: expected epsilon or v_prediction, found `{name}`"))
         });
+        let kind = context.base_kind(&self.dtype, device).context("dtype")?;
         Ok(LoadOptions {
+            vae_kind: context.vae_kind(&self.vae_dtype, kind).context("vae_dtype")?,
+            vae_slicing: self.vae_slicing,
+            vae_tiling: self.vae_tiling,
             variant: given(&self.variant),
             prediction_type: prediction_type.transpose()?,
             tokenizer: given(&self.tokenizer).map(PathBuf::from),
@@ -47,7 +57,7 @@ impl FileFlags {
 }
 
 impl Context {
-    /// The context for the global flags; sets libtorch's thread count.
+    /// The context for the global flags; sets libtorch's thread count. Errors: a thread count or dtype out of range.
     pub fn new(global: &Global) -> Result<Self> {
         if let Some(threads) = global.threads {
             if !(1..=1024).contains(&threads) {
@@ -55,14 +65,21 @@ impl Context {
             }
             tch::set_num_threads(threads);
         }
-        let text = |flag: &Option<String>| flag.clone().unwrap_or_default();
-        let files = FileFlags {
-            variant: text(&global.variant),
-            prediction_type: text(&global.prediction_type),
-            tokenizer: text(&global.tokenizer),
+        let dtype = |flag: &Option<String>, name: &'static str| {
+            flag.as_ref().map(|text| parse_dtype(text).context(name).map(dtype_name)).transpose()
         };
-        let (device, dtype, revision) = (global.device.clone(), global.dtype.clone(), global.revision.clone());
-        Ok(Self { quiet: global.quiet, device, dtype, files, revision })
+        let texts = [
+            ("device", global.device.clone()),
+            ("dtype", dtype(&global.dtype, "--dtype")?.map(str::to_owned)),
+            ("vae_dtype", dtype(&global.vae_dtype, "--vae-dtype")?.map(str::to_owned)),
+            ("variant", global.variant.clone()),
+            ("prediction_type", global.prediction_type.clone()),
+            ("tokenizer", global.tokenizer.clone()),
+        ];
+        let switches = [("vae_slicing", global.vae_slicing), ("vae_tiling", global.vae_tiling)];
+        let texts = texts.into_iter().filter_map(|(key, text)| Some((key.to_owned(), Value::String(text?))));
+        let switches = switches.into_iter().filter_map(|(key, on)| Some((key.to_owned(), Value::Boolean(on?))));
+        Ok(Self { quiet: global.quiet, given: texts.chain(switches).collect(), revision: global.revision.clone() })
     }
 
     /// The branch, tag or commit of a model that is named by its hub id.
@@ -77,37 +94,61 @@ impl Context {
 
     /// The device to compute on, with another default than `auto`.
     pub fn device_or(&self, default: &str) -> Result<Device> {
-        parse_device(self.device.as_deref().unwrap_or(default)).context("--device")
+        parse_device(self.flag("device").unwrap_or(default)).context("--device")
     }
 
-    /// The dtype of the frozen base's weights; f32 where none was named.
-    pub fn kind(&self) -> Result<Kind> {
-        parse_kind(self.dtype.as_deref().unwrap_or("f32")).context("--dtype")
+    /// The text given for a key (`device`, `dtype`) by its global flag, if any.
+    pub fn flag(&self, key: &str) -> Option<&str> {
+        self.given.get(key).and_then(Value::as_str)
     }
 
-    /// The device the user named, if any.
-    pub fn device_flag(&self) -> Option<String> {
-        self.device.clone()
+    /// What the global flags say, as settings of a training run: those that were given.
+    pub fn given(&self) -> Table {
+        self.given.clone()
     }
 
-    /// The dtype the user named, if any, in its short spelling.
-    pub fn dtype_flag(&self) -> Result<Option<String>> {
-        let Some(name) = &self.dtype else { return Ok(None) };
-        Ok(Some(match parse_kind(name).context("--dtype")? {
-            Kind::BFloat16 => "bf16".to_owned(),
-            Kind::Half => "f16".to_owned(),
-            _ => "f32".to_owned(),
-        }))
-    }
-
-    /// How the user wants a model's files to be read.
-    pub fn files(&self) -> &FileFlags {
-        &self.files
-    }
-
-    /// Options for loading a model on `device`, from all flags. Errors: an unknown dtype or prediction type.
+    /// Options for loading a model on `device`, from all flags. Errors: an unknown prediction type.
     pub fn load_options(&self, device: Device) -> Result<LoadOptions> {
-        self.files.load_options(device, self.kind()?)
+        self.load_options_or(device, AUTO)
+    }
+
+    /// As [`Context::load_options`], with `dtype` for the base where none was named.
+    pub fn load_options_or(&self, device: Device, dtype: &str) -> Result<LoadOptions> {
+        let text =
+            |key: &str, default: &str| self.flag(key).filter(|text| !text.is_empty()).unwrap_or(default).to_owned();
+        let switch = |key: &str| self.given.get(key).and_then(Value::as_bool).unwrap_or(false);
+        let flags = ModelFlags {
+            dtype: text("dtype", dtype),
+            vae_dtype: text("vae_dtype", AUTO),
+            vae_slicing: switch("vae_slicing"),
+            vae_tiling: switch("vae_tiling"),
+            variant: text("variant", ""),
+            prediction_type: text("prediction_type", ""),
+            tokenizer: text("tokenizer", ""),
+        };
+        flags.load_options(device, self)
+    }
+
+    /// The base's dtype: the one named, or for `auto` what this machine multiplies best; that is told.
+    fn base_kind(&self, name: &str, device: Device) -> Result<Kind> {
+        if let Some(kind) = parse_dtype(name)? {
+            return Ok(kind);
+        }
+        let (kind, why) = Speed::of(device).best(device);
+        self.note(&format!("dtype {}: {why} (--dtype chooses another)", kind_name(kind)));
+        Ok(kind)
+    }
+
+    /// The autoencoder's dtype: the one named, or for `auto` the base's, but never f16: Stable Diffusion's overflows.
+    fn vae_kind(&self, name: &str, base: Kind) -> Result<Kind> {
+        match parse_dtype(name)? {
+            Some(kind) => Ok(kind),
+            None if base == Kind::Half => {
+                self.note("the autoencoder stays in f32, since Stable Diffusion's overflows in f16 (--vae-dtype)");
+                Ok(Kind::Float)
+            }
+            None => Ok(base),
+        }
     }
 
     /// Progress on standard error, unless `--quiet`.
@@ -123,12 +164,29 @@ impl Context {
     }
 }
 
-/// `f32`, `bf16` or `f16` (and the long names other tools use) as a libtorch dtype.
-pub fn parse_kind(name: &str) -> Result<Kind> {
+/// The dtype that is chosen when the model is loaded.
+pub const AUTO: &str = "auto";
+
+/// `f32`, `bf16` or `f16` (and the long names other tools use) as a libtorch dtype; `None` for `auto`.
+fn parse_dtype(name: &str) -> Result<Option<Kind>> {
     match name {
-        "f32" | "fp32" | "float32" | "no" => Ok(Kind::Float),
-        "bf16" | "bfloat16" => Ok(Kind::BFloat16),
-        "f16" | "fp16" | "float16" => Ok(Kind::Half),
-        _ => bail!("expected f32, bf16 or f16, found `{name}`"),
+        AUTO => Ok(None),
+        "f32" | "fp32" | "float32" | "no" => Ok(Some(Kind::Float)),
+        "bf16" | "bfloat16" => Ok(Some(Kind::BFloat16)),
+        "f16" | "fp16" | "float16" => Ok(Some(Kind::Half)),
+        _ => bail!("expected auto, f32, bf16 or f16, found `{name}`"),
+    }
+}
+
+fn dtype_name(dtype: Option<Kind>) -> &'static str {
+    dtype.map_or(AUTO, kind_name)
+}
+
+/// A base's dtype in its short spelling.
+pub fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::BFloat16 => "bf16",
+        Kind::Half => "f16",
+        _ => "f32",
     }
 }

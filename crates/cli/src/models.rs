@@ -16,7 +16,7 @@ const BUILT_IN: &str = "assets/emoji-sd";
 /// Errors: no such folder, or no `model_index.json` in it; those of [`crate::hub::model`].
 pub fn find(named: Option<&Path>, context: &Context) -> Result<PathBuf> {
     let Some(named) = named else { return built_in() };
-    let folder = hub::model(named, &context.files().variant, context).context("--model")?;
+    let folder = hub::model(named, context.flag("variant").unwrap_or_default(), context).context("--model")?;
     check(&folder).map(|()| folder)
 }
 

@@ -30,7 +30,8 @@ const ALIASES: [(&str, &[&str]); 12] = [
 ];
 
 /// Keys whose flag is one of the flags that every command takes.
-const GLOBAL: [&str; 5] = ["device", "dtype", "variant", "prediction_type", "tokenizer"];
+const GLOBAL: [&str; 8] =
+    ["device", "dtype", "vae_dtype", "vae_slicing", "vae_tiling", "variant", "prediction_type", "tokenizer"];
 
 /// Where a training run's settings come from.
 #[derive(Args, Debug)]
@@ -74,16 +75,7 @@ impl Settings {
         if let Some(path) = &self.config {
             layer(&mut table, read_config(path)?);
         }
-        let globals = [("device", context.device_flag()), ("dtype", context.dtype_flag()?)];
-        let files = context.files();
-        let files =
-            [("variant", &files.variant), ("prediction_type", &files.prediction_type), ("tokenizer", &files.tokenizer)];
-        let files = files.map(|(key, text)| (key, Some(text.clone()).filter(|text| !text.is_empty())));
-        for (key, value) in globals.into_iter().chain(files) {
-            if let Some(value) = value {
-                table.insert(key.to_owned(), Value::String(value));
-            }
-        }
+        layer(&mut table, context.given());
         layer(&mut table, self.flags.table()?);
         Ok(table)
     }

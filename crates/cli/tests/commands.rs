@@ -3,6 +3,8 @@
 #[path = "commands/adapters.rs"]
 mod adapters;
 mod common;
+#[path = "commands/dtypes.rs"]
+mod dtypes;
 #[path = "commands/probing.rs"]
 mod probing;
 #[path = "commands/sdxl.rs"]
@@ -102,7 +104,8 @@ fn every_sampler_and_size_draws() {
 #[test]
 fn an_interrupted_sampling_exits_with_130() {
     let room = Room::new();
-    let arguments = ["sample", "--model", "model", "--prompt", "a", "-n", "5000", "--batch", "1", "--steps", "5"];
+    let base = ["sample", "--model", "model", "--dtype", "f32", "--prompt", "a"];
+    let arguments = [&base[..], &["-n", "5000", "--batch", "1", "--steps", "5"]].concat();
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_seedpo"))
         .args(arguments)
         .current_dir(room.path("."))

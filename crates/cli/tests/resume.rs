@@ -31,6 +31,7 @@ checkpointing_steps = 2
 validation_steps = 4
 validation_images_per_prompt = 2
 device = "cpu"
+dtype = "f32"
 "#;
 /// Updates fall within iterations, so that checkpoints do too.
 const SPO: &str = "method = \"spo\"\nbeta = 10.0\ntrain_batch_size = 2\nentropy = { gamma = 1.0 }\n";

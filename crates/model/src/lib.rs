@@ -32,4 +32,4 @@ pub use schedule::NoiseSchedule;
 pub use text::{ClipTextModel, TextOutput};
 pub use tokenizer::ClipTokenizer;
 pub use unet::{AddedConditioning, Projection, UNet2DConditionModel};
-pub use vae::AutoencoderKl;
+pub use vae::{AutoencoderKl, Tiling};

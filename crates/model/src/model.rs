@@ -19,7 +19,7 @@ use crate::sources::Sources;
 use crate::text::ClipTextModel;
 use crate::tokenizer::ClipTokenizer;
 use crate::unet::UNet2DConditionModel;
-use crate::vae::AutoencoderKl;
+use crate::vae::{AutoencoderKl, Tiling};
 
 /// What may lie in `tokenizer/`; those that do are copied on saving.
 const TOKENIZER_FILES: &[&str] = &[
@@ -43,6 +43,10 @@ pub struct LoadOptions {
     /// The VAE's number type. Stable Diffusion's overflows in f16: where its configuration says so (`force_upcast`),
     /// f16 becomes f32 and a warning is logged.
     pub vae_kind: Kind,
+    /// Whether the VAE takes one picture at a time: [`AutoencoderKl::with_slicing`].
+    pub vae_slicing: bool,
+    /// Whether the VAE takes large pictures in tiles: [`AutoencoderKl::with_tiling`], with [`Tiling::of`] its configuration.
+    pub vae_tiling: bool,
     /// Which of several sets of weight files to read, e.g. `fp16`; `None` is full precision, where it is there.
     pub variant: Option<String>,
     /// What the U-Net predicts, where the model's files say otherwise or nothing.
@@ -66,6 +70,8 @@ impl LoadOptions {
             kind,
             text_encoder_kind: Kind::Float,
             vae_kind: Kind::Float,
+            vae_slicing: false,
+            vae_tiling: false,
             variant: None,
             prediction_type: None,
             tokenizer: None,
@@ -112,7 +118,8 @@ impl DiffusionModel {
         };
         let (tokenizer, text_encoder) = load_text(text)?;
         let second = second.map(load_text).transpose()?;
-        let vae_kind = vae_kind(options, &vae.0, pipeline);
+        let vae_kind = vae_kind(options, &vae.0);
+        let tiling = options.vae_tiling.then(|| Tiling::of(&vae.0));
         Ok(Self {
             tokenizer,
             text_encoder,
@@ -122,7 +129,9 @@ impl DiffusionModel {
                 force_zeros_for_empty_prompt: pipeline.forces_zeros(),
             }),
             unet: UNet2DConditionModel::new(unet.0, params(unet.1, options.kind))?,
-            vae: AutoencoderKl::new(vae.0, params(vae.1, vae_kind))?,
+            vae: AutoencoderKl::new(vae.0, params(vae.1, vae_kind))?
+                .with_slicing(options.vae_slicing)
+                .with_tiling(tiling),
             schedule,
             scheduler,
             folder: path,
@@ -216,15 +225,12 @@ impl DiffusionModel {
 }
 
 /// The VAE's number type: never f16 where its configuration says that f16 overflows. Tells the user of it.
-fn vae_kind(options: &LoadOptions, config: &VaeConfig, pipeline: Pipeline) -> Kind {
-    if !config.force_upcast || (options.kind != Kind::Half && options.vae_kind != Kind::Half) {
+fn vae_kind(options: &LoadOptions, config: &VaeConfig) -> Kind {
+    if !config.force_upcast || options.vae_kind != Kind::Half {
         return options.vae_kind;
     }
-    let kind = if options.vae_kind == Kind::Half { Kind::Float } else { options.vae_kind };
-    if options.vae_kind == Kind::Half || pipeline != Pipeline::StableDiffusion {
-        tracing::warn!("the autoencoder runs in {kind:?}: it overflows in f16 (force_upcast in vae/config.json)");
-    }
-    kind
+    tracing::warn!("the autoencoder runs in f32: it overflows in f16 (force_upcast in vae/config.json)");
+    Kind::Float
 }
 
 fn make_folder(path: &Path) -> Result<()> {

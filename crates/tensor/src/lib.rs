@@ -9,6 +9,7 @@ pub mod files;
 pub mod memory;
 pub mod params;
 pub mod random;
+pub mod speed;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -154,7 +154,14 @@ settings! {
         "Keep one stage of the U-Net in memory at a time while training, for one more forward pass: the same gradient in a \
          fraction of the memory.";
     seed: u64 = 42, "0 to 9223372036854775807", "Key of all randomness.";
-    dtype: String = "f32".into(), "f32 | bf16 | f16", "Type of the frozen base; adapter, loss and optimizer stay f32.";
+    dtype: String = "auto".into(), "auto | f32 | bf16 | f16",
+        "Type of the frozen base (auto: bf16 where the machine multiplies it faster; a run records which); adapter, loss \
+         and optimizer stay f32.";
+    vae_dtype: String = "auto".into(), "auto | f32 | bf16 | f16",
+        "Type of the autoencoder; auto: bf16 beside a bf16 base, else f32.";
+    vae_slicing: bool = false, "true | false", "Decode one picture at a time: less memory.";
+    vae_tiling: bool = false, "true | false",
+        "Decode pictures larger than the autoencoder's own size in overlapping tiles: less memory, faint seams.";
     device: String = "auto".into(), "auto | cpu | cuda | cuda:N", "Where the model runs.";
     checkpointing_steps: u64 = 50, "1 or more", "A checkpoint every so many updates, and at the end.";
     checkpoints_total_limit: u64 = 3, "0 or more; 0 = keep all", "Older checkpoints are deleted.";

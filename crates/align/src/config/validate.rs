@@ -101,7 +101,9 @@ impl TrainConfig {
             self.gradient_accumulation_steps,
         )?;
         require(self.seed <= i64::MAX as u64, "seed", self.seed)?;
-        require(["f32", "bf16", "f16"].contains(&self.dtype.as_str()), "dtype", &self.dtype)?;
+        let dtypes = ["auto", "f32", "bf16", "f16"];
+        require(dtypes.contains(&self.dtype.as_str()), "dtype", &self.dtype)?;
+        require(dtypes.contains(&self.vae_dtype.as_str()), "vae_dtype", &self.vae_dtype)?;
         require(self.checkpointing_steps >= 1, "checkpointing_steps", self.checkpointing_steps)?;
         let images = self.validation_images_per_prompt;
         require((1..=64).contains(&images), "validation_images_per_prompt", images)
@@ -159,6 +161,7 @@ mod tests {
             ("max_train_steps", |c| c.max_train_steps = 0),
             ("train_batch_size", |c| c.train_batch_size = 0),
             ("dtype", |c| c.dtype = "fp8".into()),
+            ("vae_dtype", |c| c.vae_dtype = "fp16".into()),
             ("checkpointing_steps", |c| c.checkpointing_steps = 0),
         ];
         for (key, spoil) in cases {

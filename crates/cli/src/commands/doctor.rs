@@ -1,13 +1,13 @@
 //! `seedpo doctor`: one line for each thing a run depends on.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use anyhow::Result;
 use seedpo_model::DiffusionModel;
+use seedpo_tensor::speed::{LIBTORCH_VERSION, Speed};
 use seedpo_tensor::{Device, Kind, Tensor, device::parse_device, memory, tch};
 
-use crate::context::Context;
+use crate::context::{Context, kind_name};
 use crate::failure::Outcome;
 use crate::{models, output};
 
@@ -46,7 +46,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
         ("threads", Box::new(threads)),
         ("memory", Box::new(available_memory)),
         ("gpu", Box::new(gpu)),
-        ("speed", Box::new(speed)),
+        ("speed", Box::new(|| speed(context))),
         ("model", Box::new(|| model(args.model.as_deref(), context))),
     ];
     let mut bad = 0;
@@ -71,8 +71,8 @@ fn libtorch() -> Finding {
     let sum = Tensor::from_slice(&[1.0f32, 2.0]).sum(Kind::Double).double_value(&[]);
     match path {
         _ if sum != 3.0 => Bad(format!("1 + 2 gave {sum}: this libtorch is broken; run `make setup`")),
-        Some(path) => Good(format!("2.11, {path}")),
-        None => Good("2.11, linked into the binary".to_owned()),
+        Some(path) => Good(format!("{LIBTORCH_VERSION}, {path}")),
+        None => Good(format!("{LIBTORCH_VERSION}, linked into the binary")),
     }
 }
 
@@ -122,27 +122,20 @@ fn gpu() -> Finding {
     }
 }
 
-/// The speed of a matrix product like those of a U-Net, in f32 and in bf16.
-fn speed() -> Finding {
-    let _no_grad = tch::no_grad_guard();
-    let gigaflops = |kind: Kind| {
-        let a = Tensor::ones([1024, 640], (kind, Device::Cpu));
-        let b = Tensor::ones([640, 640], (kind, Device::Cpu));
-        let _warm = a.matmul(&b);
-        let (start, mut runs) = (Instant::now(), 0);
-        while start.elapsed().as_millis() < 200 {
-            let _ = a.matmul(&b);
-            runs += 1;
-        }
-        f64::from(runs) * 2.0 * 1024.0 * 640.0 * 640.0 / start.elapsed().as_secs_f64() / 1e9
+/// The speed of a matrix product like those of a U-Net, measured anew, and what `--dtype auto` makes of it.
+fn speed(context: &Context) -> Finding {
+    let device = match context.device() {
+        Ok(device) => device,
+        Err(error) => return Bad(format!("{error:#}")),
     };
-    let (single, half) = (gigaflops(Kind::Float), gigaflops(Kind::BFloat16));
-    let text = format!("{single:.0} GFLOP/s in f32, {half:.0} in bf16 ({:.1} times)", half / single);
-    if half > 1.2 * single {
-        Good(format!("{text}: --dtype bf16 pays"))
-    } else {
-        Good(format!("{text}: --dtype f32 is the better choice"))
-    }
+    let speed = Speed::measure(device);
+    let (kind, why) = speed.best(device);
+    Good(format!(
+        "{:.0} GFLOP/s in f32, {:.0} in bf16: --dtype auto is {} ({why})",
+        speed.f32,
+        speed.bf16,
+        kind_name(kind)
+    ))
 }
 
 fn model(named: Option<&Path>, context: &Context) -> Finding {

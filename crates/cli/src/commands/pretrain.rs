@@ -152,7 +152,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
 
 fn recipe(args: &TrainArgs, context: &Context) -> Result<Recipe> {
     let mut recipe = Recipe { seed: args.seed, ..Recipe::default() };
-    recipe.compute = match context.dtype_flag()?.as_deref() {
+    recipe.compute = match context.flag("dtype") {
         None | Some("bf16") => Compute::Bf16,
         Some("f32") => Compute::F32,
         Some(other) => bail!("--dtype: expected bf16 or f32 for training, found {other}"),
@@ -172,8 +172,8 @@ fn recipe(args: &TrainArgs, context: &Context) -> Result<Recipe> {
 }
 
 fn train(args: &TrainArgs, context: &Context) -> Result<Outcome> {
-    if context.device_flag().is_some_and(|d| d != "cpu" && d != "auto") {
-        bail!("--device: pretraining runs on cpu, found {}", context.device_flag().unwrap_or_default());
+    if let Some(device) = context.flag("device").filter(|&name| name != "cpu" && name != "auto") {
+        bail!("--device: pretraining runs on cpu, found {device}");
     }
     let recipe = recipe(args, context)?;
     context.note(&format!(
@@ -257,7 +257,7 @@ impl Observer for Shown<'_> {
 fn run_measure(args: &MeasureArgs, context: &Context) -> Result<Outcome> {
     ensure!(args.names > 0, "--names: expected 1 or more, found 0");
     ensure!(args.guidance_scale.is_finite(), "--guidance-scale: expected a finite number");
-    let options = context.load_options(context.device_or("cpu")?)?;
+    let options = context.load_options_or(context.device_or("cpu")?, "f32")?;
     let model = DiffusionModel::load(&args.model, &options).context("--model")?;
     let vae = model.vae.config();
     let data = Dataset::read(&args.data, vae.sample_size).context("--data")?;

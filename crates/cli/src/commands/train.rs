@@ -10,9 +10,10 @@ use seedpo_align::{Finished, ImagePair, Parts, TrainConfig, Trainer, load_prompt
 use seedpo_judge::Judge;
 use seedpo_model::DiffusionModel;
 use seedpo_tensor::device::parse_device;
+use seedpo_tensor::speed::LIBTORCH_VERSION;
 use toml::{Table, Value};
 
-use crate::context::{Context, FileFlags, parse_kind};
+use crate::context::{Context, ModelFlags, kind_name};
 use crate::failure::Outcome;
 use crate::observer::RunObserver;
 use crate::settings::Settings;
@@ -109,7 +110,8 @@ fn go_on(resume: &str, given: &Table, context: &Context) -> Result<Outcome> {
 }
 
 impl Start {
-    fn load(config: TrainConfig, context: &Context) -> Result<Self> {
+    /// Loads what the settings name; in the `config` it returns, no dtype is `auto` any more.
+    fn load(mut config: TrainConfig, context: &Context) -> Result<Self> {
         config.validate()?;
         let image_pairs = match config.pairs_file.as_str() {
             "" => Vec::new(),
@@ -123,11 +125,20 @@ impl Start {
         let heldout = Some(&config.heldout_judge).filter(|name| !name.is_empty());
         let heldout = heldout.map(|name| seedpo_judge::by_name(name).context("setting `heldout_judge`")).transpose()?;
         let device = parse_device(&config.device).context("setting `device`")?;
-        let kind = parse_kind(&config.dtype).context("setting `dtype`")?;
         context.note(&format!("loading {}", config.model));
-        let (variant, prediction_type) = (config.variant.clone(), config.prediction_type.clone());
-        let files = FileFlags { variant, prediction_type, tokenizer: config.tokenizer.clone() };
-        let model = DiffusionModel::load(Path::new(&config.model), &files.load_options(device, kind)?)?;
+        let flags = ModelFlags {
+            dtype: config.dtype.clone(),
+            vae_dtype: config.vae_dtype.clone(),
+            vae_slicing: config.vae_slicing,
+            vae_tiling: config.vae_tiling,
+            variant: config.variant.clone(),
+            prediction_type: config.prediction_type.clone(),
+            tokenizer: config.tokenizer.clone(),
+        };
+        let options = flags.load_options(device, context)?;
+        let model = DiffusionModel::load(Path::new(&config.model), &options)?;
+        config.dtype = kind_name(model.unet.kind()).to_owned();
+        config.vae_dtype = kind_name(model.vae.kind()).to_owned();
         Ok(Self { config, prompts, image_pairs, model, judge, heldout })
     }
 }
@@ -172,6 +183,7 @@ fn train(
 
 /// What config.toml records besides settings and input hashes.
 fn versions() -> BTreeMap<String, String> {
-    let entries = [("seedpo", env!("CARGO_PKG_VERSION")), ("libtorch", "2.11"), ("platform", std::env::consts::ARCH)];
+    let entries =
+        [("seedpo", env!("CARGO_PKG_VERSION")), ("libtorch", LIBTORCH_VERSION), ("platform", std::env::consts::ARCH)];
     entries.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }

@@ -51,10 +51,21 @@ impl Room {
         self.write(name, changed)
     }
 
-    /// `seedpo` in this folder, on one thread.
+    /// `seedpo` in this folder, on one thread, in f32 where `arguments` name no dtype: what tests expect must not depend
+    /// on which dtype is fastest here.
     pub fn seedpo(&self, arguments: &[&str]) -> Command {
+        let mut command = self.seedpo_as_given(arguments);
+        if !arguments.contains(&"--dtype") {
+            command.args(["--dtype", "f32"]);
+        }
+        command
+    }
+
+    /// `seedpo` in this folder, on one thread, with nothing added.
+    pub fn seedpo_as_given(&self, arguments: &[&str]) -> Command {
         let mut command = Command::cargo_bin("seedpo").unwrap();
-        command.current_dir(self.folder.path()).env("OMP_NUM_THREADS", "1").env("NO_COLOR", "1").args(arguments);
+        command.current_dir(self.folder.path()).env("OMP_NUM_THREADS", "1").env("NO_COLOR", "1");
+        command.env("XDG_CACHE_HOME", self.path(".cache")).args(arguments);
         command
     }
 

@@ -1,6 +1,7 @@
 //! The KL autoencoder of Stable Diffusion (`AutoencoderKL` of diffusers 0.38).
 
 mod blocks;
+mod tiling;
 
 use std::collections::BTreeMap;
 
@@ -11,6 +12,8 @@ use crate::config::VaeConfig;
 use crate::layers::Conv2d;
 use crate::{Error, Result};
 use blocks::{Decoder, Encoder};
+
+pub use tiling::Tiling;
 
 /// Images to latents and back. Equal to diffusers' `AutoencoderKL`.
 #[derive(Debug)]
@@ -23,6 +26,8 @@ pub struct AutoencoderKl {
     quant_conv: Option<Conv2d>,
     post_quant_conv: Option<Conv2d>,
     decoder: Decoder,
+    slicing: bool,
+    tiling: Option<Tiling>,
 }
 
 impl AutoencoderKl {
@@ -60,6 +65,8 @@ impl AutoencoderKl {
             parameters: BTreeMap::new(),
             device: Device::Cpu,
             kind: Kind::Float,
+            slicing: false,
+            tiling: None,
             config,
         }
     }
@@ -89,17 +96,26 @@ impl AutoencoderKl {
         self.config.scaling_factor
     }
 
+    /// With slicing (where `on`): batches are encoded and decoded one picture at a time, in the memory of one.
+    pub fn with_slicing(self, on: bool) -> Self {
+        Self { slicing: on, ..self }
+    }
+
+    /// With tiling: pictures larger than a tile are encoded and decoded tile by tile, in the memory of one tile.
+    pub fn with_tiling(self, tiling: Option<Tiling>) -> Self {
+        Self { tiling, ..self }
+    }
+
     /// Mean and log-variance (clamped to [-30, 20]) of the latents' Gaussian, each `[B, latent_channels, h, w]`,
     /// before the scaling factor. `images` `[B, 3, H, W]` in [-1, 1].
     ///
     /// Errors: [`Error::Argument`] if the shape does not fit.
     pub fn encode(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
         check("images", images, self.config.in_channels, self.config.scale_factor())?;
-        let moments = self.encoder.forward(&images.to_device(self.device).to_kind(self.kind));
-        let moments = match &self.quant_conv {
-            Some(conv) => conv.forward(&moments),
-            None => moments,
-        };
+        let moments = self.in_slices(images, |images| match &self.tiling {
+            Some(tiling) if tiling.cuts_images(images) => tiling.encode(images, |tile| self.moments(tile)),
+            _ => self.moments(images),
+        });
         let parts = moments.chunk(2, 1);
         Ok((parts[0].contiguous(), parts[1].clamp(-30.0, 20.0)))
     }
@@ -109,12 +125,33 @@ impl AutoencoderKl {
     /// Errors: [`Error::Argument`] if the shape does not fit.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         check("latents", latents, self.config.latent_channels, 1)?;
+        Ok(self.in_slices(latents, |latents| match &self.tiling {
+            Some(tiling) if tiling.cuts_latents(latents) => tiling.decode(latents, |tile| self.images(tile)),
+            _ => self.images(latents),
+        }))
+    }
+
+    fn in_slices(&self, x: &Tensor, pass: impl Fn(&Tensor) -> Tensor) -> Tensor {
+        if !self.slicing || x.size()[0] == 1 {
+            return pass(x);
+        }
+        Tensor::cat(&x.split(1, 0).iter().map(pass).collect::<Vec<_>>(), 0)
+    }
+
+    fn moments(&self, images: &Tensor) -> Tensor {
+        let moments = self.encoder.forward(&images.to_device(self.device).to_kind(self.kind));
+        match &self.quant_conv {
+            Some(conv) => conv.forward(&moments),
+            None => moments,
+        }
+    }
+
+    fn images(&self, latents: &Tensor) -> Tensor {
         let latents = latents.to_device(self.device).to_kind(self.kind);
-        let latents = match &self.post_quant_conv {
+        self.decoder.forward(&match &self.post_quant_conv {
             Some(conv) => conv.forward(&latents),
             None => latents,
-        };
-        Ok(self.decoder.forward(&latents))
+        })
     }
 
     /// As [`Self::decode`], from latents as the U-Net sees them (divided by the scaling factor here).

@@ -7,6 +7,7 @@ mod configs;
 mod networks;
 mod sdxl;
 mod shapes;
+mod tiling;
 mod weights;
 
 /// Of network outputs.

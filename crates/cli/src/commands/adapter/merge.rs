@@ -45,8 +45,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
 
 /// Writes the model with the adapters in its weights. Computed in f32; stored in --dtype.
 fn merge_into(model: &Path, adapters: &[Weighted], out: &Path, context: &Context) -> Result<()> {
-    let kind = context.kind()?;
-    let options = LoadOptions { kind: Kind::Float, ..context.load_options(context.device_or("cpu")?)? };
+    let options = context.load_options_or(context.device_or("cpu")?, "f32")?;
+    let kind = options.kind;
+    let options = LoadOptions { kind: Kind::Float, vae_kind: Kind::Float, ..options };
     let model = DiffusionModel::load(&models::find(Some(model), context)?, &options)?;
     let load = |adapter: &Weighted| Ok((load_adapter(&adapter.path, &model)?, adapter.weight));
     let combined = Adapter::combined(&adapters.iter().map(load).collect::<Result<Vec<_>>>()?)?;

@@ -109,7 +109,7 @@ impl Session {
 /// Runs `seedpo probe`. The device is the CPU unless one is named.
 pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     let case = Case::open(&args.case)?;
-    let options = context.load_options(context.device_or("cpu")?)?;
+    let options = context.load_options_or(context.device_or("cpu")?, "f32")?;
     let session = Session { folder: models::find(args.model.as_deref(), context)?, options };
     let stage = stage(case.what()).with_context(|| format!("case {}", args.case.display()))?;
     let results =

@@ -1,0 +1,73 @@
+//! Which dtype a command computes in.
+
+use crate::common::Room;
+use serde_json::json;
+
+/// What the machine's speeds are said to be.
+fn pretend(room: &Room, f32: f64, bf16: f64) {
+    let file = room.path(".cache/seedpo/speed.json");
+    if !file.exists() {
+        // Measured once, so that the file has this machine's key.
+        assert!(sample(room, "warm-up").contains("on this machine"));
+    }
+    let text = std::fs::read_to_string(&file).unwrap();
+    let mut speeds: serde_json::Value = serde_json::from_str(&text).unwrap();
+    speeds.as_object_mut().unwrap().values_mut().for_each(|v| *v = json!({"f32": f32, "bf16": bf16, "f16": 0.0}));
+    std::fs::write(file, speeds.to_string()).unwrap();
+}
+
+/// What `seedpo sample` says on standard error.
+fn sample(room: &Room, out: &str) -> String {
+    let arguments = ["sample", "--model", "model", "--device", "cpu", "--prompt", "a", "--steps", "2", "--out", out];
+    said(room, &arguments)
+}
+
+fn said(room: &Room, arguments: &[&str]) -> String {
+    let done = room.seedpo_as_given(arguments).assert().success();
+    String::from_utf8_lossy(&done.get_output().stderr).into_owned()
+}
+
+const TRAIN: [&str; 16] = [
+    "train",
+    "--model",
+    "model",
+    "--device",
+    "cpu",
+    "--prompt",
+    "a",
+    "--judge",
+    "colourfulness",
+    "--steps",
+    "2",
+    "--divert-start-step",
+    "0",
+    "--max-train-steps",
+    "1",
+    "--threshold=0",
+];
+
+#[test]
+fn auto_takes_the_faster_type_and_a_run_records_and_keeps_it() {
+    let room = Room::new();
+    pretend(&room, 100.0, 300.0);
+    let text = sample(&room, "fast");
+    assert!(text.contains("dtype bf16: 3.0 times as fast as f32"), "{text}");
+    assert!(said(&room, &TRAIN).contains("dtype bf16"));
+    let config = || std::fs::read_to_string(room.path("runs/spo/config.toml")).unwrap();
+    assert!(config().contains("\ndtype = \"bf16\"") && config().contains("\nvae_dtype = \"bf16\""), "{}", config());
+    // On a machine that would choose otherwise the run goes on as it began.
+    pretend(&room, 100.0, 90.0);
+    assert!(sample(&room, "slow").contains("dtype f32: bf16 is only 0.9 times"));
+    let text = said(&room, &["train", "--resume", "latest", "--dtype", "auto", "--max-train-steps", "2"]);
+    assert!(text.contains("BFloat16") && !text.contains("f32:"), "{text}");
+}
+
+#[test]
+fn an_f16_base_keeps_an_f32_autoencoder_and_says_so() {
+    let room = Room::new();
+    let base = ["sample", "--model", "model", "--device", "cpu", "--prompt", "a", "--steps", "2", "--dtype", "f16"];
+    assert!(said(&room, &base).contains("the autoencoder stays in f32"));
+    let bad = room.seedpo_as_given(&[&base[..], &["--vae-dtype", "fp8"]].concat()).assert().code(2);
+    let text = String::from_utf8_lossy(&bad.get_output().stderr).into_owned();
+    assert!(text.contains("--vae-dtype") && text.contains("expected auto, f32, bf16 or f16, found `fp8`"), "{text}");
+}
