@@ -205,6 +205,21 @@ pub fn diffusers_snippet(model: &str, adapter_folder: &str, prompt: &str, guidan
     )
 }
 
+/// A run of two previews and one update, for tests.
+#[cfg(test)]
+pub(super) fn small_report() -> ReportData {
+    let mut run = RunSeries { name: "a".to_owned(), ..RunSeries::default() };
+    for (step, reward, rmse) in [(0.0, -4.0, 60.0), (10.0, -3.0, 57.0)] {
+        run.push("preview.reward_mean", step, reward);
+        run.push("preview.measured.rmse", step, rmse);
+    }
+    run.push("update.kl_to_reference", 1.0, 0.25);
+    run.push("update.speed_of_light", 1.0, 3e8);
+    run.push("update.iteration", 1.0, 0.0);
+    let reward = JudgeLabel { name: "judge".to_owned(), unit: "u".to_owned() };
+    ReportData { runs: vec![run], reward, ..ReportData::default() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -92,20 +92,7 @@ fn named(what: &str, judge: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::JudgeLabel;
-
-    fn data() -> ReportData {
-        let mut run = RunSeries { name: "a".to_owned(), ..RunSeries::default() };
-        for (step, reward, rmse) in [(0.0, -4.0, 60.0), (10.0, -3.0, 57.0)] {
-            run.push("preview.reward_mean", step, reward);
-            run.push("preview.measured.rmse", step, rmse);
-        }
-        run.push("update.kl_to_reference", 1.0, 0.25);
-        run.push("update.speed_of_light", 1.0, 3e8);
-        run.push("update.iteration", 1.0, 0.0);
-        let reward = JudgeLabel { name: "judge".to_owned(), unit: "u".to_owned() };
-        ReportData { runs: vec![run], reward, ..ReportData::default() }
-    }
+    use crate::report::data::small_report as data;
 
     #[test]
     fn headlines_are_read_off_the_curves() {

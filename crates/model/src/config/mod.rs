@@ -1,6 +1,24 @@
 //! The JSON configurations of a diffusers folder, read strictly: a key we do not know, or an option whose value is
 //! not implemented, is an error that names file, key and value.
 
+/// Gives a configuration with a `read(Reader, &Path)` its two ways in.
+macro_rules! from_json_file {
+    ($config:ty) => {
+        impl $config {
+            /// Reads its JSON file. Errors: [`crate::Error::Config`] naming file, key, expected and found.
+            pub fn from_file(path: &std::path::Path) -> crate::Result<Self> {
+                Self::read(crate::config::Reader::open(path)?, path)
+            }
+
+            /// As [`Self::from_file`], from the file's text; `path` is what errors name.
+            pub fn from_json(text: &str, path: &std::path::Path) -> crate::Result<Self> {
+                Self::read(crate::config::Reader::parse(path, text)?, path)
+            }
+        }
+    };
+}
+use from_json_file;
+
 mod block_types;
 mod scheduler;
 mod text;

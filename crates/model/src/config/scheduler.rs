@@ -134,6 +134,8 @@ const SAMPLER_OPTIONS: &[&str] = &[
     "variance_type",
 ];
 
+super::from_json_file!(SchedulerConfig);
+
 impl SchedulerConfig {
     /// Stable Diffusion's own: scaled-linear betas 0.00085 to 0.012, offset 1, alpha of timestep 0 at the end.
     pub fn stable_diffusion() -> Self {
@@ -146,16 +148,6 @@ impl SchedulerConfig {
             timestep_spacing: Some(TimestepSpacing::Leading),
             ..Self::default()
         }
-    }
-
-    /// Reads `scheduler_config.json`. Errors: [`crate::Error::Config`] naming file, key, expected and found.
-    pub fn from_file(path: &Path) -> Result<Self> {
-        Self::read(Reader::open(path)?, path)
-    }
-
-    /// As [`Self::from_file`], from the file's text; `path` is what errors name.
-    pub fn from_json(text: &str, path: &Path) -> Result<Self> {
-        Self::read(Reader::parse(path, text)?, path)
     }
 
     fn read(mut r: Reader, path: &Path) -> Result<Self> {

@@ -109,17 +109,9 @@ impl Default for UNetConfig {
     }
 }
 
+super::from_json_file!(UNetConfig);
+
 impl UNetConfig {
-    /// Reads `config.json`. Errors: [`crate::Error::Config`] naming file, key, expected and found.
-    pub fn from_file(path: &Path) -> Result<Self> {
-        Self::read(Reader::open(path)?, path)
-    }
-
-    /// As [`Self::from_file`], from the file's text; `path` is what errors name.
-    pub fn from_json(text: &str, path: &Path) -> Result<Self> {
-        Self::read(Reader::parse(path, text)?, path)
-    }
-
     fn read(mut r: Reader, path: &Path) -> Result<Self> {
         let d = Self::default();
         r.class("_class_name", &["UNet2DConditionModel"])?;
