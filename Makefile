@@ -15,11 +15,11 @@ TEST_THREADS = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=passive
 # `$(call need,program,how to get it)`: one clear line when a program is missing.
 need = @command -v $(1) >/dev/null 2>&1 || { echo "make: $(1) is missing. $(2)" >&2; exit 1; }
 
-.PHONY: help setup build demo test interop parity bench bench-sd15 python emoji fmt clippy doc check clean tools
+.PHONY: help setup build demo test interop parity bench bench-sd15 bench-sd15-512 bench-memory gpu-check python emoji fmt clippy doc check clean tools
 
 help: ## list the targets
 	@echo "seedpo: align text-to-image diffusion models with preferences"; echo
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 tools:
 	$(call need,cargo,Install Rust with rustup (https://rustup.rs).)
@@ -66,11 +66,20 @@ interop: build python ## show with the real diffusers and peft that adapters pas
 parity: build python ## the U-Nets of SD 1.5 and SDXL at full width against diffusers (11 GB of memory, 6 GB of disk)
 	$(VENV) python/parity_full.py
 
-bench: build python ## time one D3PO and one SPO iteration against PyTorch, in turns
-	$(VENV) python/bench.py --model $(MODEL) --update docs/performance.md
+bench: build python ## the speed table on the built-in model, against PyTorch, in turns (10 minutes)
+	$(VENV) python/bench.py emoji --model $(MODEL) --update docs/performance.md
 
-bench-sd15: build python ## one update on a random-weight folder of Stable Diffusion 1.5's size at 256 x 256
-	$(VENV) python/bench.py --sd15 --update docs/performance.md
+bench-sd15: build python ## the same on random weights of Stable Diffusion 1.5's size, 256 x 256
+	$(VENV) python/bench.py sd15 --update docs/performance.md
+
+bench-sd15-512: build python ## the same at 512 x 512 (an hour on two cores)
+	$(VENV) python/bench.py sd15-512 --update docs/performance.md
+
+bench-memory: build python ## one SEE-SPO update at 512 x 512: peak memory with and without the economies
+	$(VENV) python/bench.py memory --update docs/performance.md
+
+gpu-check: build ## on a machine with a CUDA GPU: parity, updates, speed (scripts/gpu-check --help)
+	scripts/gpu-check --update docs/performance.md
 
 emoji: setup ## fetch the emoji data that `seedpo pretrain` learns from
 	@$(PYTHON) scripts/fetch_emoji.py

@@ -1,9 +1,8 @@
-"""What both methods share: the models, guidance, the DDIM transition, the judge and the clock."""
+"""What the methods share: the models, guidance, the DDIM transition, the judge and the clock."""
 
 import copy
 import io
 import math
-import resource
 import time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -16,28 +15,44 @@ from peft import LoraConfig
 from PIL import Image
 
 
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+LEARNING_RATES = {"d3po": 3e-5, "spo": 6e-5, "diffusion-dpo": 1e-4}
+
+
+def load_pipeline(settings):
+    """The folder as a pipeline on the device, nothing trainable, in the dtype asked for."""
+    disable_progress_bar()
+    pipeline = StableDiffusionPipeline.from_pretrained(settings.model, torch_dtype=DTYPES[settings.dtype], local_files_only=True)
+    pipeline.to(settings.device)
+    for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        network.requires_grad_(False).eval()
+    if settings.vae_slicing:
+        pipeline.vae.enable_slicing()
+    return pipeline
+
+
 class Setup:
-    """The pipeline with a LoRA policy, a deep-copied reference, the optimizer, and the settings."""
+    """The pipeline with a LoRA policy, a deep-copied reference where the method has one, the optimizer, and the settings."""
 
     def __init__(self, settings):
         began = time.perf_counter()
-        disable_progress_bar()
-        self.settings = settings
-        self.dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[settings.dtype]
-        pipeline = StableDiffusionPipeline.from_pretrained(settings.model, torch_dtype=self.dtype, local_files_only=True)
-        for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-            network.requires_grad_(False).eval()
+        self.settings, self.device, self.dtype = settings, torch.device(settings.device), DTYPES[settings.dtype]
+        pipeline = load_pipeline(settings)
         self.tokenizer, self.text_encoder, self.vae, self.unet = (
             pipeline.tokenizer, pipeline.text_encoder, pipeline.vae, pipeline.unet)
-        self.reference = copy.deepcopy(self.unet)
+        # train_diffusion_dpo_lora.py gets its reference by switching the adapter off.
+        self.reference = None if settings.method == "diffusion-dpo" else copy.deepcopy(self.unet)
         self.unet.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.rank, init_lora_weights="gaussian",
                                          target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
         cast_training_params(self.unet, dtype=torch.float32)
+        if settings.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
         self.trainable = [p for p in self.unet.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trainable, lr={"d3po": 3e-5, "spo": 6e-5}[settings.method],
+        self.optimizer = torch.optim.AdamW(self.trainable, lr=LEARNING_RATES[settings.method],
                                            betas=(0.9, 0.999), weight_decay=1e-4, eps=1e-8)
         self.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-        self.scheduler.set_timesteps(settings.steps)
+        self.scheduler.set_timesteps(settings.steps, device=self.device)
+        self.alphas_cumprod = self.scheduler.alphas_cumprod.to(self.device)
         side = (settings.resolution or self.unet.config.sample_size * pipeline.vae_scale_factor) // pipeline.vae_scale_factor
         self.latent_shape = (self.unet.config.in_channels, side, side)
         self.empty_embeds = self.encode([""])
@@ -48,7 +63,11 @@ class Setup:
         """Prompt embeddings [B, L, D]."""
         ids = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length,
                              return_tensors="pt").input_ids
-        return self.text_encoder(ids)[0]
+        return self.text_encoder(ids.to(self.device))[0]
+
+    def noise(self, *shape):
+        """Unit noise, f32."""
+        return torch.randn(*shape, device=self.device)
 
     def predict(self, network, latents, timesteps, prompt_embeds):
         """Guided noise prediction [B, C, h, w] in f32; empty prompt and prompt go through in one doubled batch."""
@@ -63,15 +82,15 @@ class Setup:
     def to_epsilon(self, output, latents, timesteps):
         if self.scheduler.config.prediction_type == "epsilon":
             return output
-        alpha = self.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        alpha = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         return alpha.sqrt() * output + (1 - alpha).sqrt() * latents.float()
 
     def transition(self, noise_pred, timesteps, latents):
         """Mean, std and x0 of the stochastic DDIM step (eta = 1), in f32."""
         timesteps = timesteps.expand(latents.shape[0])
         previous = (timesteps - self.scheduler.config.num_train_timesteps // self.settings.steps).clamp(min=0)
-        alpha = self.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-        alpha_prev = self.scheduler.alphas_cumprod[previous].view(-1, 1, 1, 1)
+        alpha = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        alpha_prev = self.alphas_cumprod[previous].view(-1, 1, 1, 1)
         variance = (1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)
         pred_x0 = (latents.float() - (1 - alpha).sqrt() * noise_pred) / alpha.sqrt()
         mean = alpha_prev.sqrt() * pred_x0 + (1 - alpha_prev - variance).sqrt() * noise_pred
@@ -85,9 +104,9 @@ class Setup:
 
     @torch.no_grad()
     def decode(self, latents):
-        """Pictures u8 [B, H, W, 3] of scaled latents."""
+        """Pictures u8 [B, H, W, 3] of scaled latents, on the CPU."""
         images = self.vae.decode(latents.to(self.dtype) / self.vae.config.scaling_factor).sample.float()
-        return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
     def update(self):
         """One optimizer step on the accumulated gradients."""
@@ -112,7 +131,7 @@ def jpeg_compressibility(images):
 
 
 class Clock:
-    """Seconds per phase."""
+    """Seconds per phase; a GPU's queue is waited for at the end of each."""
 
     def __init__(self):
         self.seconds = defaultdict(float)
@@ -121,12 +140,10 @@ class Clock:
     def phase(self, name):
         began = time.perf_counter()
         yield
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         self.seconds[name] += time.perf_counter() - began
 
     def report(self):
         phases = {f"{name}_seconds": self.seconds[name] for name in ("rollout", "judge", "train")}
         return phases | {"seconds": sum(phases.values())}
-
-
-def peak_rss_bytes():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

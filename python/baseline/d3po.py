@@ -11,20 +11,20 @@ def trajectory(setup, prompt_embeds, latents):
     for timestep in setup.scheduler.timesteps:
         noise_pred = setup.predict(setup.unet, latents, timestep, prompt_embeds)
         mean, std, _ = setup.transition(noise_pred, timestep, latents)
-        latents = mean + std * torch.randn_like(mean)
+        latents = mean + std * setup.noise(*mean.shape)
         visited.append(latents)
     return torch.stack(visited, dim=1)
 
 
 def sample_pairs(setup, prompts, clock):
     """Both trajectories of a batch of prompts with their scores."""
-    first_noise, pairs = torch.randn(len(prompts), *setup.latent_shape), []
+    first_noise, pairs = setup.noise(len(prompts), *setup.latent_shape), []
     for _ in range(2):
         with clock.phase("rollout"):
             prompt_embeds = setup.encode(prompts)
             latents = trajectory(setup, prompt_embeds, first_noise)
         with clock.phase("judge"):
-            scores = jpeg_compressibility(setup.decode(latents[:, -1]))
+            scores = jpeg_compressibility(setup.decode(latents[:, -1])).to(setup.device)
         pairs.append((latents, scores))
     (latents_0, scores_0), (latents_1, scores_1) = pairs
     return {"latents": torch.stack([latents_0, latents_1], dim=1), "embeds": prompt_embeds,
@@ -35,10 +35,10 @@ def train(setup, samples):
     """Every step of every pair; one update per batch of pairs."""
     settings, beta, losses = setup.settings, 0.1, []
     count, steps = samples["scores"].shape[0], settings.steps
-    order = torch.randperm(count)
-    time_order = torch.stack([torch.randperm(steps) for _ in range(count)])
+    order = torch.randperm(count).to(setup.device)
+    time_order = torch.stack([torch.randperm(steps) for _ in range(count)]).to(setup.device)
     for chosen in order.split(settings.train_batch):
-        rows, embeds, scores = torch.arange(len(chosen)), samples["embeds"][chosen], samples["scores"][chosen]
+        rows, embeds, scores = torch.arange(len(chosen), device=setup.device), samples["embeds"][chosen], samples["scores"][chosen]
         preference = torch.sign(scores[:, 0] - scores[:, 1])
         for j in range(steps):
             at = time_order[chosen, j]

@@ -15,14 +15,14 @@ def best_and_worst(scores, threshold):
 def sample_pairs(setup, prompts, clock):
     """Walk one chain per prompt and collect a step pair wherever the candidates differ clearly."""
     settings, count = setup.settings, len(prompts)
-    k, rows, kept, scores_seen = settings.candidates, torch.arange(count), [], []
+    k, rows, kept, scores_seen = settings.candidates, torch.arange(count, device=setup.device), [], []
     with clock.phase("rollout"):
         prompt_embeds = setup.encode(prompts)
         candidate_embeds = prompt_embeds.repeat(k, 1, 1)
-        latents = torch.randn(count, *setup.latent_shape)
+        latents = setup.noise(count, *setup.latent_shape)
 
     def judge(images_of, candidates, current, timestep):
-        scores = jpeg_compressibility(setup.decode(images_of)).view(k, count)
+        scores = jpeg_compressibility(setup.decode(images_of)).to(setup.device).view(k, count)
         scores_seen.append(scores)
         winner, loser, clear = best_and_worst(scores, settings.threshold)
         kept.append({"latents": current[clear], "w": candidates[winner, rows][clear], "l": candidates[loser, rows][clear],
@@ -35,7 +35,7 @@ def sample_pairs(setup, prompts, clock):
                 noise_pred = setup.predict(setup.unet, current, timestep, prompt_embeds)
                 mean, std, _ = setup.transition(noise_pred, timestep, current)
                 if i < settings.divert_start_step:
-                    current = mean + std * torch.randn_like(mean)
+                    current = mean + std * setup.noise(*mean.shape)
                     continue
         else:
             with clock.phase("rollout"):
@@ -45,32 +45,40 @@ def sample_pairs(setup, prompts, clock):
             with clock.phase("judge"):
                 judge(pred_x0, candidates, current, last)
             with clock.phase("rollout"):
-                chosen = torch.randint(0, k, (count,))
+                chosen = torch.randint(0, k, (count,), device=setup.device)
                 current, mean, std = candidates[chosen, rows], means.unflatten(0, (k, count))[chosen, rows], std[:count]
         with clock.phase("rollout"):
-            candidates, last = mean + std * torch.randn(k, *mean.shape), timestep
+            candidates, last = mean + std * setup.noise(k, *mean.shape), timestep
     with clock.phase("judge"):
         judge(candidates.flatten(0, 1), candidates, current, last)
     return {key: torch.cat([pair[key] for pair in kept]) for key in kept[0]}, torch.stack(scores_seen)
 
 
+def loss_of(setup, pairs, chosen):
+    """Mean loss of the chosen pairs; winners and losers go through both networks one after the other."""
+    latents, timesteps, embeds = (pairs[key][chosen] for key in ("latents", "timesteps", "embeds"))
+    ratios = {}
+    for side in ("w", "l"):
+        next_latents = pairs[side][chosen]
+        policy = setup.log_prob(setup.predict(setup.unet, latents, timesteps, embeds), timesteps, latents, next_latents)
+        with torch.no_grad():
+            noise_ref = setup.predict(setup.reference, latents, timesteps, embeds)
+            reference = setup.log_prob(noise_ref, timesteps, latents, next_latents)
+        ratios[side] = clipped_log_ratio(policy, reference)
+    return -torch.nn.functional.logsigmoid(10.0 * (ratios["w"] - ratios["l"])).mean()
+
+
 def train(setup, pairs):
-    """All kept pairs, shuffled, one update per training batch."""
-    beta, losses = 10.0, []
-    for chosen in torch.randperm(pairs["latents"].shape[0]).split(setup.settings.train_batch):
-        latents, timesteps, embeds = (pairs[key][chosen] for key in ("latents", "timesteps", "embeds"))
-        ratios = {}
-        for side in ("w", "l"):
-            next_latents = pairs[side][chosen]
-            policy = setup.log_prob(setup.predict(setup.unet, latents, timesteps, embeds), timesteps, latents, next_latents)
-            with torch.no_grad():
-                noise_ref = setup.predict(setup.reference, latents, timesteps, embeds)
-                reference = setup.log_prob(noise_ref, timesteps, latents, next_latents)
-            ratios[side] = clipped_log_ratio(policy, reference)
-        loss = -torch.nn.functional.logsigmoid(beta * (ratios["w"] - ratios["l"])).mean()
-        loss.backward()
+    """All kept pairs, shuffled, one update per training batch; gradients accumulate over its micro-batches."""
+    settings, losses = setup.settings, []
+    if pairs["latents"].shape[0] == 0:
+        return losses
+    for batch in torch.randperm(pairs["latents"].shape[0]).to(setup.device).split(settings.train_batch):
+        for chosen in batch.split(settings.micro_batch or len(batch)):
+            loss = loss_of(setup, pairs, chosen)
+            (loss * len(chosen) / len(batch)).backward()
+            losses.append(loss.item())
         setup.update()
-        losses.append(loss.item())
     return losses
 
 

@@ -1,0 +1,1 @@
+"""What scripts/gpu-check does. Standard library only; torch's Python is used where there is one."""
