@@ -66,13 +66,13 @@ interop: build python ## show with the real diffusers and peft that adapters pas
 parity: build python ## the U-Nets of SD 1.5 and SDXL at full width against diffusers (11 GB of memory, 6 GB of disk)
 	$(VENV) python/parity_full.py
 
-bench: build python ## the speed table on the built-in model, against PyTorch, in turns (10 minutes)
+bench: build python ## the speed table on the built-in model, against PyTorch, in turns
 	$(VENV) python/bench.py emoji --model $(MODEL) --update docs/performance.md
 
 bench-sd15: build python ## the same on random weights of Stable Diffusion 1.5's size, 256 x 256
 	$(VENV) python/bench.py sd15 --update docs/performance.md
 
-bench-sd15-512: build python ## the same at 512 x 512 (an hour on two cores)
+bench-sd15-512: build python ## the same at 512 x 512 (slow on a CPU)
 	$(VENV) python/bench.py sd15-512 --update docs/performance.md
 
 bench-memory: build python ## one SEE-SPO update at 512 x 512: peak memory with and without the economies

@@ -54,6 +54,7 @@ def arguments():
     options.add_argument("--dtype", choices=("f32", "bf16"), default="f32", help="base weights; LoRA and losses stay f32")
     options.add_argument("--device", default="cpu", help="cpu or cuda")
     options.add_argument("--adapter", type=Path, help="sample: a LoRA file in diffusers layout")
+    options.add_argument("--pairs", type=Path, help="diffusion-dpo: a .jsonl of prompt, winner, loser (pictures beside it)")
     options.add_argument("--out", type=Path, help="sample: the folder of the pictures")
     options.add_argument("--threads", type=int, default=os.cpu_count())
     options.add_argument("--iterations", type=int, default=1)
@@ -64,6 +65,8 @@ def arguments():
         chosen.train_batch = {"spo": 10}.get(chosen.method, 1)
     if chosen.method == "sample" and not (chosen.adapter and chosen.out):
         options.error("sample needs --adapter and --out")
+    if chosen.method == "diffusion-dpo" and not chosen.pairs:
+        options.error("diffusion-dpo needs --pairs")
     if chosen.prompts.isdigit():
         chosen.prompts = [WORDS[n % len(WORDS)] for n in range(int(chosen.prompts))]
     else:

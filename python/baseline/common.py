@@ -56,6 +56,7 @@ class Setup:
         side = (settings.resolution or self.unet.config.sample_size * pipeline.vae_scale_factor) // pipeline.vae_scale_factor
         self.latent_shape = (self.unet.config.in_channels, side, side)
         self.empty_embeds = self.encode([""])
+        self.pairs_seen = 0
         self.load_seconds = time.perf_counter() - began
 
     @torch.no_grad()

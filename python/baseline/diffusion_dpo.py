@@ -2,20 +2,35 @@
 
 Kept from it: winner and loser share noise and timestep and go through each network as one doubled batch; pictures are
 encoded and prompts embedded anew in every step; the reference is the same U-Net with its adapter switched off, under
-no_grad; no guidance; beta 2500. The pictures are random, as their content does not change the work.
+no_grad; no guidance; beta 2500.
 """
 
+import json
+
+import numpy
 import torch
 import torch.nn.functional as F
 from common import Clock
+from PIL import Image
 
 BETA = 2500.0
 
 
-def random_pairs(setup, count):
-    """`count` pairs in [-1, 1] as the script's transforms leave them, [count, 6, H, W]: winner's channels, then loser's."""
+def read_pairs(setup, count):
+    """The next `count` pairs of the file, going round it: pixels in [-1, 1] as the script's transforms leave them,
+    [count, 6, H, W], the winner's channels first; and their prompts."""
     side = setup.latent_shape[1] * 2 ** (len(setup.vae.config.block_out_channels) - 1)
-    return torch.randint(0, 256, (count, 6, side, side), device=setup.device) / 127.5 - 1
+    path = setup.settings.pairs
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    chosen = [lines[(setup.pairs_seen + n) % len(lines)] for n in range(count)]
+    setup.pairs_seen += count
+
+    def pixels(name):
+        picture = Image.open(path.parent / name).convert("RGB").resize((side, side))
+        return torch.from_numpy(numpy.asarray(picture).copy()).permute(2, 0, 1).to(setup.device) / 127.5 - 1
+
+    pictures = [torch.cat([pixels(pair["winner"]), pixels(pair["loser"])]) for pair in chosen]
+    return torch.stack(pictures), [pair["prompt"] for pair in chosen]
 
 
 @torch.no_grad()
@@ -52,12 +67,14 @@ def update(setup, pixel_values, prompts):
 
 
 def iterate(setup):
-    """One update for each training batch of the prompts."""
-    clock, settings, losses = Clock(), setup.settings, []
-    pixel_values = random_pairs(setup, len(settings.prompts))
+    """Updates on as many pairs as an iteration has prompts."""
+    clock, settings, losses, left = Clock(), setup.settings, [], len(setup.settings.prompts)
     setup.unet.train()
-    with clock.phase("train"):
-        for i in range(0, len(settings.prompts), settings.train_batch):
-            batch = slice(i, i + settings.train_batch)
-            losses.append(update(setup, pixel_values[batch], settings.prompts[batch]))
+    while left > 0:
+        count = min(settings.train_batch, left)
+        with clock.phase("rollout"):
+            pixel_values, prompts = read_pairs(setup, count)
+        with clock.phase("train"):
+            losses.append(update(setup, pixel_values, prompts))
+        left -= count
     return clock.report() | {"pairs": len(settings.prompts), "loss": sum(losses) / len(losses)}

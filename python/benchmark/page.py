@@ -102,7 +102,8 @@ def speed_table(rows, gpu=False):
 
 def parts_table(rows):
     """Where each side's iteration goes, and how far its repetitions lie apart."""
-    lines = ["| work | | rollout s | judge s | train s | pairs | range of the whole, s |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines = ["| work | | rollout s | judge s | train s | pairs | range of the whole, s |",
+             "| --- | --- | --- | --- | --- | --- | --- |"]
     for row in rows:
         if row.failure or not row.ours[0].parts:
             continue
@@ -143,11 +144,16 @@ def machine(load):
             f"{versions()}; load average {load:.1f} before and {os.getloadavg()[0]:.1f} after.")
 
 
-def update(path, name, text):
-    """Put the text between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`."""
+def parts_of(path, name):
+    """The page before the marker `<!-- bench:NAME -->`, both markers, and the page after; stops where it has none."""
     begin, end = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
-    page = path.read_text(encoding="utf-8")
-    if begin not in page or end not in page:
-        sys.exit(f"{path} lacks the markers {begin} and {end}; the table is printed above")
-    head, rest = page.split(begin, 1)
-    path.write_text(head + begin + "\n" + text + "\n" + end + rest.split(end, 1)[1], encoding="utf-8")
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if begin not in text or end not in text:
+        sys.exit(f"{path} lacks the markers {begin} and {end}")
+    return text.split(begin, 1)[0], begin, end, text.split(end, 1)[1]
+
+
+def update(path, name, text):
+    """Put the text between the page's markers of that name."""
+    before, begin, end, after = parts_of(path, name)
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")

@@ -7,13 +7,15 @@ import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmark.pictures import write_pairs
 from benchmark.process import Used, run
 
 BASELINE = Path(__file__).resolve().parent.parent / "baseline"
 PROMPTS = ("red apple", "cat face", "bicycle", "rainbow", "rocket", "snowman", "guitar", "sunflower")
 PARTS = ("rollout", "judge", "train")
-BETA = {"d3po": 0.1, "spo": 10}
-LEARNING_RATE = {"d3po": 3e-5, "spo": 6e-5}
+# Of each method that both sides have, as published.
+BETA = {"d3po": 0.1, "spo": 10, "diffusion-dpo": 2500}
+LEARNING_RATE = {"d3po": 3e-5, "spo": 6e-5, "diffusion-dpo": 1e-4}
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Work:
-    """What is done. `our_dtype` None leaves seedpo its default. `pytorch_flags` and `seedpo_flags` are economies that a side
-    is given; they change memory and speed, never the work."""
+    """What is done, each iteration on `prompts` prompts, or pairs of pictures for diffusion-dpo. `our_dtype` None leaves
+    seedpo its default. `pytorch_flags` and `seedpo_flags` are economies that a side is given; they change memory and
+    speed, never the work."""
 
     title: str
     method: str
@@ -86,6 +89,8 @@ def pytorch(work, place):
         command += ["--resolution", work.resolution]
     if work.method == "sample":
         command += ["--adapter", work.adapter, "--out", folder]
+    if work.method == "diffusion-dpo":
+        command += ["--pairs", pairs_file(work, place)]
     used = run(command, place.scratch / "baseline.log", place.environment, place.gpu)
     done = json.loads(out.read_text())["iterations"]
     if work.first_update:
@@ -128,17 +133,22 @@ def seedpo_sample(work, place):
 def seedpo_train(work, place):
     """`seedpo train`; an iteration's seconds are summed over its updates."""
     runs = Path(tempfile.mkdtemp(dir=place.scratch))
-    used = seedpo_command(work, place, "train", {
-        "method": work.method, "prompts-file": prompts_file(place, work.prompts), "judge": "jpeg-compressibility",
+    if work.method == "diffusion-dpo":
+        # As many pairs as the iterations together take: each is encoded within its own.
+        source = {"pairs-file": pairs_file(work, place), "num-train-epochs": 1, "guidance-scale": 1}
+    else:
+        source = {"prompts-file": prompts_file(place, work.prompts), "num-train-epochs": work.repetitions, "guidance-scale": 5}
+    used = seedpo_command(work, place, "train", source | {
+        "method": work.method, "judge": "jpeg-compressibility",
         "output-dir": runs, "name": "bench", "steps": work.steps, "candidates": work.candidates,
         "divert-start-step": work.divert, "threshold": 0, "prompts-per-iteration": work.prompts,
         "rollout-batch-size": work.prompts, "train-batch-size": work.train_batch, "rank": 4,
-        "num-train-epochs": work.repetitions, "beta": BETA[work.method], "learning-rate": LEARNING_RATE[work.method],
+        "beta": BETA[work.method], "learning-rate": LEARNING_RATE[work.method],
         "validation-steps": 0, "checkpointing-steps": 10**6, "seed": 1,
     })
     metrics = runs / "bench/metrics.jsonl"
     updates = [line for line in map(json.loads, metrics.read_text().splitlines()) if line["kind"] == "update"]
-    dtype = tomllib.loads((runs / "bench/config.toml").read_text()).get("dtype", "f32") if work.our_dtype is None else work.our_dtype
+    dtype = work.our_dtype or tomllib.loads((runs / "bench/config.toml").read_text())["dtype"]
     if work.first_update:
         # The line of the update is the last that is written there.
         return Measured([metrics.stat().st_mtime_ns / 1e9 - used.began], [], [], used, dtype)
@@ -151,7 +161,15 @@ def seedpo_train(work, place):
         raise ValueError(f"{work.title}: in {work.repetitions - len(iterations)} of {work.repetitions} iterations every pair was "
                          "tied, so seedpo had nothing to train on; use a model whose pictures differ, or more prompts.")
     counted = [iterations[key] for key in sorted(iterations)][work.warm_up:]
-    return Measured([sum(one[part] for part in PARTS) for one in counted], counted, [one["pairs"] for one in counted], used, dtype)
+    seconds = [sum(one[part] for part in PARTS) for one in counted]
+    return Measured(seconds, counted, [one["pairs"] for one in counted], used, dtype)
+
+
+def pairs_file(work, place):
+    """A file of pairs of random pictures, `prompts` for each repetition."""
+    count = work.prompts * work.repetitions
+    prompts = [PROMPTS[n % len(PROMPTS)] for n in range(count)]
+    return write_pairs(Path(tempfile.mkdtemp(dir=place.scratch)), prompts, work.resolution or 64)
 
 
 def prompts_file(place, count):

@@ -106,13 +106,16 @@ def check(chosen, scratch):
                 page.say(f"{row.part}: {row.what}: {row.value} {row.limit} {'' if row.good is not False else 'NOT OK'}")
         except Failed as error:
             rows.append(Result(part, "", f"failed: {error}", "", False))
-    measured = (f"{'Measured' if not chosen.dry else 'Dry run, no GPU figures:'} {datetime.datetime.now():%Y-%m-%d %H:%M}, {device}; "
+    kind = "Dry run, no figures of a GPU:" if chosen.dry else "Measured"
+    measured = (f"{kind} {datetime.datetime.now():%Y-%m-%d %H:%M}, {device}; "
                 f"commit {page.output_of('git', 'rev-parse', '--short=10', 'HEAD')}; load average {load:.1f} before.")
     return {"measured": measured, "device": device, "rows": [asdict(row) for row in rows]}
 
 
 def main():
     chosen = arguments()
+    if chosen.update:
+        page.parts_of(chosen.update, "gpu")
     try:
         if chosen.pack:
             size = setting.pack(chosen.pack, chosen.seedpo)
