@@ -60,8 +60,9 @@ python: ## make .venv with PyTorch, diffusers and peft (needed by interop, bench
 	@if $(VENV) -c 'import torch, diffusers, transformers, peft, accelerate' 2>/dev/null; then echo "python: .venv is ready"; \
 	else $(VENV) -m pip install --quiet --requirement python/requirements.txt && echo "python: .venv is ready"; fi
 
-interop: build python ## show with the real diffusers and peft that adapters pass both ways
+interop: build python ## show with the real diffusers and peft that models and adapters pass both ways
 	$(VENV) python/interop.py
+	$(VENV) python/interop_formats.py
 
 parity: build python ## the U-Nets of SD 1.5 and SDXL at full width against diffusers (11 GB of memory, 6 GB of disk)
 	$(VENV) python/parity_full.py
