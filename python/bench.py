@@ -42,11 +42,12 @@ def emoji_rows(chosen, adapter):
     base = Work("", "spo", chosen.model, prompts=4, train_batch=10, iterations=chosen.repetitions, warm_up=1, adapter=adapter)
     d3po = replace(base, method="d3po", train_batch=1, seedpo_flags=("--train-micro-batch-size=10",))
     return {
-        "sampling": replace(base, title="sampling, 8 pictures", method="sample", prompts=8),
+        "sampling": replace(base, title="sampling, 8 pictures", method="sample", prompts=8, iterations=2 * chosen.repetitions),
         "spo": replace(base, title="SPO iteration"),
         "d3po": replace(d3po, title="D3PO iteration, 1 pair per update"),
         "d3po-batch": replace(d3po, title="D3PO iteration, 4 pairs per update", train_batch=4),
-        "diffusion-dpo": replace(base, title="Diffusion-DPO update, 4 pairs", method="diffusion-dpo", train_batch=4),
+        "diffusion-dpo": replace(base, title="Diffusion-DPO update, 4 pairs", method="diffusion-dpo", train_batch=4,
+                                 iterations=5 * chosen.repetitions),
         "start": first_update(base),
         "default": replace(base, title="SPO iteration, out of the box", our_dtype=None),
     }
@@ -160,7 +161,7 @@ def main():
     options.add_argument("--seedpo", type=Path, default=HERE.parent / "target/release/seedpo", help="the binary")
     options.add_argument("--threads", type=int, default=os.cpu_count())
     options.add_argument("--turns", type=int, help="processes per side, in alternation (default: emoji 3, others 1)")
-    options.add_argument("--repetitions", type=int, default=2, help="emoji: counted iterations per process")
+    options.add_argument("--repetitions", type=int, default=2, help="emoji: counted iterations per process; more of the short ones")
     options.add_argument("--update", type=Path, help="also write the tables into this page, between their markers")
     chosen = options.parse_args()
     check(chosen)

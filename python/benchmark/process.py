@@ -24,34 +24,36 @@ class Used:
 
 
 class GpuMemory:
-    """The most GPU memory in use while a block ran, as nvidia-smi sees it; measures nothing where there is none."""
+    """The most memory of a GPU in use while something ran, as nvidia-smi sees it; measures nothing where `index` is None.
+    The allocators of both sides keep what they took until they end, so a look now and then is enough."""
 
-    def __init__(self, wanted):
-        self.before = self.most = None
-        self.reader = None
-        if wanted:
-            query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
-            self.before = int(subprocess.run(query, capture_output=True, text=True, check=True).stdout) * 2**20
-            self.most = self.before
-            self.reader = subprocess.Popen([*query, "--loop-ms=50"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            threading.Thread(target=self.read, daemon=True).start()
+    def __init__(self, index):
+        self.index, self.ended = index, threading.Event()
+        if index is not None:
+            self.before = self.most = self.used()
+            self.watcher = threading.Thread(target=self.watch, daemon=True)
+            self.watcher.start()
 
-    def read(self):
-        for line in self.reader.stdout:
-            if line.strip().isdigit():
-                self.most = max(self.most, int(line) * 2**20)
+    def used(self):
+        query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", f"--id={self.index}"]
+        return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout) * 2**20
+
+    def watch(self):
+        while not self.ended.wait(0.1):
+            self.most = max(self.most, self.used())
 
     def stop(self):
         """Bytes beyond those in use before, or None."""
-        if self.reader is None:
+        self.ended.set()
+        if self.index is None:
             return None
-        self.reader.terminate()
-        self.reader.wait()
+        self.watcher.join()
         return self.most - self.before
 
 
-def run(command, log, environment=None, gpu=False):
-    """Run a command with its output in `log`; what it used. Raises Failed with its last lines if it fails."""
+def run(command, log, environment=None, gpu=None):
+    """Run a command with its output in `log`; what it used, also of the GPU of that number. Raises Failed with its last
+    lines if it fails."""
     command = [str(part) for part in command]
     gpu_memory = GpuMemory(gpu)
     began, clock = time.time(), time.perf_counter()

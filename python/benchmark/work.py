@@ -31,7 +31,8 @@ class Place:
 
     @property
     def gpu(self):
-        return self.device != "cpu"
+        """The GPU's number, None on the CPU."""
+        return None if self.device == "cpu" else int(self.device.partition(":")[2] or 0)
 
 
 @dataclass(frozen=True)

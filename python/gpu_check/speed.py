@@ -56,7 +56,7 @@ def comparison(scene, row):
     ours, theirs = row.median(row.ours), row.median(row.theirs)
     yield held(scene, row.work.title, f"{theirs / ours:.2f} times faster (PyTorch {theirs:.2f} s, seedpo {ours:.2f} s)",
                f"≥ {SPEED_GOAL.speed:g}", theirs / ours >= SPEED_GOAL.speed)
-    ours, theirs = row.peak(row.ours, scene.place.gpu), row.peak(row.theirs, scene.place.gpu)
+    ours, theirs = (row.peak(side, gpu=scene.place.gpu is not None) for side in (row.ours, row.theirs))
     yield held(scene, f"{row.work.title}, peak memory",
                f"{ours / theirs:.2f} of PyTorch's ({theirs / page.MIB:.0f} MiB, seedpo {ours / page.MIB:.0f} MiB)",
                f"≤ {SPEED_GOAL.memory:g}", ours / theirs <= SPEED_GOAL.memory)
