@@ -38,7 +38,7 @@ pub struct LoadOptions {
     pub device: Device,
     /// The U-Net's number type: `Float`, `BFloat16` or `Half`.
     pub kind: Kind,
-    /// The text encoder's number type; prompts are encoded once, so f32 costs nothing.
+    /// The text encoders' number type.
     pub text_encoder_kind: Kind,
     /// The VAE's number type. Stable Diffusion's overflows in f16: where its configuration says so (`force_upcast`),
     /// f16 becomes f32 and a warning is logged.
@@ -63,12 +63,13 @@ impl Default for LoadOptions {
 }
 
 impl LoadOptions {
-    /// The U-Net in `kind`, text encoder and VAE in f32.
+    /// The U-Net in `kind`, the VAE in f32, the text encoders in bf16 beside a bf16 U-Net (SDXL's two take 3.3 GB in
+    /// f32), else in f32.
     pub fn new(device: Device, kind: Kind) -> Self {
         Self {
             device,
             kind,
-            text_encoder_kind: Kind::Float,
+            text_encoder_kind: if kind == Kind::BFloat16 { kind } else { Kind::Float },
             vae_kind: Kind::Float,
             vae_slicing: false,
             vae_tiling: false,
@@ -100,6 +101,9 @@ pub struct DiffusionModel {
     pub folder: PathBuf,
 }
 
+/// From this width on a U-Net's activations are large enough to be worth giving back one by one.
+const LARGE_WIDTH: i64 = 640;
+
 impl DiffusionModel {
     /// Loads a single-file checkpoint in the original latent-diffusion key layout (`.safetensors`, `.ckpt`), or a
     /// diffusers folder (`model_index.json`, `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`; SDXL:
@@ -109,6 +113,9 @@ impl DiffusionModel {
     /// tensor that is missing, surplus or misshaped, parts that do not fit each other.
     pub fn load(folder: &Path, options: &LoadOptions) -> Result<Self> {
         let Sources { path, pipeline, scheduler, unet, vae, text, second } = Sources::open(folder, options)?;
+        if unet.0.block_out_channels.iter().any(|width| *width >= LARGE_WIDTH) {
+            seedpo_tensor::memory::give_back_large_blocks();
+        }
         let schedule = NoiseSchedule::new(&scheduler)?;
         let device = options.device;
         let params = |file: WeightFile, kind| Params::from_file(file, device, kind);
