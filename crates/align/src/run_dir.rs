@@ -49,6 +49,10 @@ pub fn hash_inputs(config: &TrainConfig) -> Result<InputHashes> {
     let variant = Some(config.variant.as_str()).filter(|name| !name.is_empty());
     let mut files = seedpo_model::weight_files(model, variant);
     files.extend(MODEL_FILES.iter().map(|name| ((*name).to_owned(), model.join(name))));
+    if !config.tokenizer.is_empty() {
+        let tokens = MODEL_FILES.iter().filter_map(|name| name.strip_prefix("tokenizer/"));
+        files.extend(tokens.map(|name| (format!("--tokenizer {name}"), Path::new(&config.tokenizer).join(name))));
+    }
     let mut hashes = InputHashes::new();
     for (name, path) in files.into_iter().filter(|(_, path)| path.is_file()) {
         hashes.insert(name, files::sha256_file(&path)?);

@@ -249,7 +249,14 @@ fn a_run_leaves_everything_in_its_folder_and_runs_can_be_compared() {
     train(&["--method", "d3po", "--beta", "0.1", "--train-batch-size", "1"]);
     let run = room.path("runs/see-spo");
     let has = |name: &str| run.join(name).exists();
-    for name in ["config.toml", "metrics.jsonl", "pytorch_lora_weights.safetensors", "report.html", "checkpoint-2"] {
+    for name in [
+        "config.toml",
+        "metrics.jsonl",
+        "pytorch_lora_weights.safetensors",
+        "pytorch_lora_weights_kohya.safetensors",
+        "report.html",
+        "checkpoint-2",
+    ] {
         assert!(has(name), "{name} in {:?}", room.listing().keys());
     }
     assert!(has("samples/step-000000.png") && has("samples/step-000002.png"));

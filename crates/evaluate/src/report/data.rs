@@ -192,9 +192,11 @@ impl GridImage {
 pub fn diffusers_snippet(model: &str, adapter_folder: &str, prompt: &str, guidance_scale: f64, steps: usize) -> String {
     // JSON strings are Python strings, whatever the path or prompt holds.
     let quote = |text: &str| serde_json::Value::from(text).to_string();
+    let single = [".safetensors", ".ckpt"].iter().any(|ending| model.ends_with(ending));
+    let load = if single { "from_single_file" } else { "from_pretrained" };
     format!(
         "from diffusers import DDIMScheduler, StableDiffusionPipeline\n\n\
-         pipe = StableDiffusionPipeline.from_pretrained({}, safety_checker=None)\n\
+         pipe = StableDiffusionPipeline.{load}({}, safety_checker=None)\n\
          pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)\n\
          pipe.load_lora_weights({}, weight_name=\"pytorch_lora_weights.safetensors\")\n\
          image = pipe({}, num_inference_steps={steps}, guidance_scale={guidance_scale}).images[0]\n\
