@@ -26,7 +26,7 @@ pub fn parse_device(name: &str) -> Result<Device> {
             };
             if !cuda_works() {
                 return Err(refuse(
-                    "CUDA does not work here: libtorch's CUDA library or a card is missing (`make setup GPU=1` fetches the library)",
+                    "CUDA does not work here: libtorch's CUDA library or a card is missing (`python3 scripts/setup_libtorch.py --gpu --force` fetches the library)",
                 ));
             }
             let count = Cuda::device_count() as usize;

@@ -117,7 +117,7 @@ fn gpu() -> Finding {
     match parse_device("cuda") {
         Ok(_) => Good(format!("{} CUDA device(s)", tch::Cuda::device_count())),
         Err(_) => {
-            Good("none that libtorch can use: the CPU computes (`make setup GPU=1` where there is a card)".to_owned())
+            Good("none that libtorch can use: the CPU computes (`python3 scripts/setup_libtorch.py --gpu --force` where there is a card)".to_owned())
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use seedpo_align::checkpoint::Checkpoint;
 use seedpo_align::run_dir::{RunDir, check_inputs, hash_inputs, resume_settings};
 use seedpo_align::{Finished, ImagePair, Parts, TrainConfig, Trainer, load_prompts, read_image_pairs, trainer};
@@ -85,9 +85,13 @@ fn local_model(model: &str, variant: &str, context: &Context) -> Result<String> 
 
 /// A new run: everything that can be refused is checked before its folder is made.
 fn begin(config: TrainConfig, context: &Context) -> Result<Outcome> {
+    // The hash of gigabytes of weights is taken while they are loaded.
+    let inputs = config.clone();
+    let hashes = std::thread::spawn(move || hash_inputs(&inputs));
     let start = Start::load(config, context)?;
     trainer::check(&start.config, &start.prompts, &start.model)?;
-    let run = RunDir::create(&start.config, &versions(), &hash_inputs(&start.config)?)?;
+    let hashes = hashes.join().map_err(|_| anyhow!("the inputs could not be hashed"))??;
+    let run = RunDir::create(&start.config, &versions(), &hashes)?;
     train(start, run, None, None, context)
 }
 
