@@ -34,7 +34,7 @@ fn training_settings_out_of_range() {
     for (flag, value, needles) in [
         ("--gamma", "-1", ["entropy.gamma", "above -1"]),
         ("--gamma", "NaN", ["entropy.gamma", "NaN"]),
-        ("--method", "seppo", ["`seppo`", "d3po, spo"]),
+        ("--method", "seppo", ["`seppo`", "d3po, diffusion-dpo, spo"]),
         ("--steps", "0", ["`steps`", "1 to 1000"]),
         ("--clip", "1.5", ["`clip`", "1.5"]),
         ("--beta_dpo", "-3", ["`beta`", "above 0"]),
