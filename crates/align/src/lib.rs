@@ -6,6 +6,7 @@
 pub mod checkpoint;
 pub mod config;
 mod error;
+pub mod forecast;
 mod image_pairs;
 mod method;
 pub mod metrics;
@@ -19,6 +20,7 @@ pub mod trainer;
 pub use checkpoint::{ADAPTER_FILE, Checkpoint, Position};
 pub use config::TrainConfig;
 pub use error::{Error, Result};
+pub use forecast::Forecast;
 pub use image_pairs::{ImagePair, read_image_pairs};
 pub use method::{Likelihood, METHODS, Method, PairsFrom, ReferencePolicy, Shaping};
 pub use metrics::{PreviewMetrics, Record, UpdateMetrics};

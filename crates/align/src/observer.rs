@@ -16,6 +16,8 @@ pub struct EffectiveSettings {
     pub lines: Vec<(String, String)>,
     /// Advice for the user.
     pub warnings: Vec<String>,
+    /// What to do where memory runs out.
+    pub memory_advice: String,
     /// Updates already applied (above 0 when resumed).
     pub start_step: u64,
     /// Updates of the whole run, where the settings fix it.

@@ -101,6 +101,11 @@ impl RunDir {
         write().inspect_err(|_| drop(fs::remove_dir_all(&temporary)))
     }
 
+    /// The folder that [`RunDir::create`] would make first; nothing is made. For a dry run.
+    pub fn planned(config: &TrainConfig) -> Self {
+        Self { path: Path::new(&config.output_dir).join(config.run_name()).join("dry-run") }
+    }
+
     /// Opens an existing run folder. Errors: [`Error::Run`] if it has no config.toml.
     pub fn open(path: &Path) -> Result<Self> {
         if path.join(CONFIG_FILE).is_file() {

@@ -11,6 +11,7 @@ use seedpo_tensor::Tensor;
 
 use crate::commands::report;
 use crate::context::Context;
+use crate::failure;
 use crate::progress::Progress;
 use crate::sheet;
 
@@ -58,6 +59,7 @@ impl Observer for RunObserver {
         for (name, value) in &settings.lines {
             self.context.note(&format!("  {name:<width$}  {value}"));
         }
+        failure::advise_on_memory(&settings.memory_advice);
         for warning in &settings.warnings {
             self.context.note(&format!("warning: {warning}"));
         }

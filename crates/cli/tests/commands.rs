@@ -5,6 +5,8 @@ mod adapters;
 mod common;
 #[path = "commands/dtypes.rs"]
 mod dtypes;
+#[path = "commands/memory.rs"]
+mod memory;
 #[path = "commands/probing.rs"]
 mod probing;
 #[path = "commands/sdxl.rs"]

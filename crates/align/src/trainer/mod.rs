@@ -3,8 +3,10 @@
 mod dataset;
 mod effective;
 mod embeddings;
+mod forecast;
 mod iteration;
 mod on_policy;
+mod pieces;
 mod preview;
 mod rollout;
 mod samples;

@@ -46,7 +46,7 @@ impl Trainer<'_> {
         }
     }
 
-    fn validation_prompts(&self) -> Vec<String> {
+    pub(super) fn validation_prompts(&self) -> Vec<String> {
         match self.parts.config.validation_prompts.as_slice() {
             [] => self.parts.prompts.iter().take(DEFAULT_PROMPTS).cloned().collect(),
             given => given.to_vec(),

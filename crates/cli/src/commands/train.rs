@@ -10,6 +10,7 @@ use seedpo_align::{Finished, ImagePair, Parts, TrainConfig, Trainer, load_prompt
 use seedpo_judge::Judge;
 use seedpo_model::DiffusionModel;
 use seedpo_tensor::device::parse_device;
+use seedpo_tensor::memory;
 use seedpo_tensor::speed::LIBTORCH_VERSION;
 use toml::{Table, Value};
 
@@ -24,6 +25,7 @@ Examples:
   seedpo train --preset see-spo-emoji --name first                 align the built-in model
   seedpo train --preset see-spo-sd15 --model path/to/sd15 --prompts-file prompts.txt
   seedpo train --config run.toml --gamma 2 --max-train-steps 200   a file of settings, two of them changed
+  seedpo train --preset see-spo-sd15 --model path/to/sd15 --dry-run    does it fit, and how long will it take?
   seedpo train --resume latest                                     go on after a stop, bit for bit on a CPU
 
 A run writes one folder, <output_dir>/<name>, and nothing outside it; a name that is taken gets a number. Ctrl-C ends
@@ -39,6 +41,10 @@ any moment continues from its last checkpoint with --resume.";
 pub struct Args {
     #[command(flatten)]
     settings: Settings,
+
+    /// Run each piece of the run once, print the memory and time that the run will take, and stop; no folder is made.
+    #[arg(long, conflicts_with_all = ["resume", "print_config"])]
+    dry_run: bool,
 }
 
 /// A run about to start or go on.
@@ -57,6 +63,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     if args.settings.print_config {
         output::print(&args.settings.resolve(context)?.to_documented_toml()?)?;
         return Ok(Outcome::Done);
+    }
+    if args.dry_run {
+        return dry_run(args.settings.resolve(context)?, context);
     }
     match given.get("resume").and_then(|value| value.as_str()).filter(|text| !text.is_empty()) {
         Some(resume) => {
@@ -93,6 +102,21 @@ fn begin(config: TrainConfig, context: &Context) -> Result<Outcome> {
     let hashes = hashes.join().map_err(|_| anyhow!("the inputs could not be hashed"))??;
     let run = RunDir::create(&start.config, &versions(), &hashes)?;
     train(start, run, None, None, context)
+}
+
+/// Measures what a run would take. A warning where it would not fit is no failure.
+fn dry_run(config: TrainConfig, context: &Context) -> Result<Outcome> {
+    let start = Start::load(config, context)?;
+    let run = RunDir::planned(&start.config);
+    let config = start.config.clone();
+    let mut trainer = Trainer::new(start.parts(run), None)?;
+    let forecast = trainer.forecast(true)?;
+    output::print(&forecast.table())?;
+    match forecast.warning(&config) {
+        Some(warning) => eprintln!("warning: {warning}"),
+        None => output::print(&format!("{}\n", forecast.advice(&config)))?,
+    }
+    Ok(Outcome::Done)
 }
 
 /// Continues a run with its own settings, from its newest checkpoint or the one named.
@@ -145,6 +169,18 @@ impl Start {
         config.vae_dtype = kind_name(model.vae.kind()).to_owned();
         Ok(Self { config, prompts, image_pairs, model, judge, heldout })
     }
+
+    fn parts(&self, run: RunDir) -> Parts<'_> {
+        Parts {
+            config: self.config.clone(),
+            prompts: self.prompts.clone(),
+            image_pairs: self.image_pairs.clone(),
+            model: &self.model,
+            judge: self.judge.as_ref(),
+            heldout: self.heldout.as_deref(),
+            run,
+        }
+    }
 }
 
 fn train(
@@ -155,23 +191,16 @@ fn train(
     context: &Context,
 ) -> Result<Outcome> {
     let mut observer = RunObserver::new(context, run.path(), resumed)?;
-    let parts = Parts {
-        config: start.config,
-        prompts: start.prompts,
-        image_pairs: start.image_pairs,
-        model: &start.model,
-        judge: start.judge.as_ref(),
-        heldout: start.heldout.as_deref(),
-        run: run.clone(),
-    };
-    let mut trainer = Trainer::new(parts, checkpoint)?;
+    let mut trainer = Trainer::new(start.parts(run.clone()), checkpoint)?;
     let finished = trainer.run(&mut observer, interrupt::flag());
     observer.finish();
     let step = trainer.position().step;
     let shown = run.path().display();
     match finished? {
         Finished::Completed => {
+            let peak = memory::peak_rss_bytes() as f64 / (1u64 << 30) as f64;
             context.note(&format!("done after {step} updates: the adapter is {}", run.adapter().display()));
+            context.note(&format!("peak memory: {peak:.2} GiB resident"));
             Ok(Outcome::Done)
         }
         Finished::Interrupted if step == 0 => {

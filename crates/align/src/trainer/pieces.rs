@@ -1,0 +1,118 @@
+//! The pieces a run is made of, each run on its own and measured: what [`Trainer::forecast`] is computed from.
+
+use super::Trainer;
+use super::rollout::decode;
+use crate::error::Result;
+use crate::forecast::{Cost, Piece};
+use crate::method::PairsFrom;
+use crate::objective::{Clip, Objective, PairBatch, PairLatents, accumulate_step_pairs};
+use seedpo_judge::to_u8;
+use seedpo_model::{Adapter, Conditioning, Policy};
+use seedpo_rollout::{GuidedPolicy, NoisePredictor, initial_noise};
+use seedpo_tensor::NoiseKey;
+use seedpo_tensor::memory::{PeakMeter, cpu_seconds};
+use std::time::Instant;
+use tch::Tensor;
+
+/// What the measured pieces share: one prompt, the merged adapter of a rollout, and one preference pair.
+pub(super) struct Bench {
+    conditioning: Conditioning,
+    merged: Adapter,
+    /// x_t `[1, C, h, w]`.
+    latents: Tensor,
+    pair: PairBatch,
+}
+
+impl Trainer<'_> {
+    pub(super) fn bench(&mut self) -> Result<Bench> {
+        let model = self.parts.model;
+        let conditioning = self.embeddings.conditioning(model, &[self.parts.prompts[0].as_str()])?;
+        let merged = self.adapter.merge(&model.unet)?;
+        let key = NoiseKey::new(0, "forecast");
+        let latents = initial_noise(&[key], &self.latent_shape).to_device(model.device());
+        let pair = match self.method.pairs {
+            PairsFrom::Images => {
+                let slot = super::Slot { pass: 0, prompt: 0 };
+                let (pairs, shape, seed) = (&self.parts.image_pairs, &self.latent_shape, self.parts.config.seed);
+                let samples = self.encoded_pairs.samples(model, pairs, &[slot], shape, seed)?;
+                match samples.pairs {
+                    super::samples::Pairs::Images(batch) => batch,
+                    _ => self.drawn_pair(&conditioning, &merged, &latents)?,
+                }
+            }
+            _ => self.drawn_pair(&conditioning, &merged, &latents)?,
+        };
+        Ok(Bench { conditioning, merged, latents, pair })
+    }
+
+    /// A pair of steps as a rollout draws them.
+    fn drawn_pair(&self, conditioning: &Conditioning, merged: &Adapter, latents: &Tensor) -> Result<PairBatch> {
+        let timestep = self.ddim.timesteps()[0];
+        let policy = Policy::new(self.parts.model, Some(merged));
+        let policy = GuidedPolicy::new(policy, conditioning, self.parts.config.guidance_scale);
+        let noise_pred = tch::no_grad(|| policy.predict(latents, &[timestep], &[0]))?;
+        let transition = self.ddim.transition(&[timestep], latents, &noise_pred)?;
+        let next = |candidate| {
+            let key = NoiseKey::new(0, "forecast").candidate(candidate);
+            transition.sample(Some(&initial_noise(&[key], &self.latent_shape)))
+        };
+        let (next_latents_w, next_latents_l) = (next(1)?, next(2)?);
+        let x = || latents.shallow_clone();
+        let latents = match self.method.pairs {
+            PairsFrom::Trajectories => {
+                PairLatents::Separate { latents_w: x(), next_latents_w, latents_l: x(), next_latents_l }
+            }
+            _ => PairLatents::Shared { latents: x(), next_latents_w, next_latents_l },
+        };
+        Ok(PairBatch { latents, timesteps: vec![timestep], prompts: vec![0], decided: vec![true] })
+    }
+
+    /// Runs a piece once on `rows` of its unit; gradients are thrown away.
+    pub(super) fn measure(&self, bench: &Bench, piece: Piece, rows: usize, checkpointing: bool) -> Result<Cost> {
+        let meter = PeakMeter::start(self.parts.model.device());
+        let (started, cpu) = (Instant::now(), cpu_seconds());
+        match piece {
+            Piece::Sampling => self.run_sampling(bench, rows)?,
+            Piece::Judging => self.run_judging(bench, rows)?,
+            Piece::Training => self.run_training(bench, rows, checkpointing)?,
+        }
+        let (seconds, cpu_seconds) = (started.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+        Ok(Cost { rows, seconds, cpu_seconds, peak: meter.stop() })
+    }
+
+    fn run_sampling(&self, bench: &Bench, rows: usize) -> Result<()> {
+        let policy = Policy::new(self.parts.model, Some(&bench.merged));
+        let policy = GuidedPolicy::new(policy, &bench.conditioning, self.parts.config.guidance_scale);
+        let x = bench.latents.repeat([rows as i64, 1, 1, 1]);
+        let timesteps = vec![self.ddim.timesteps()[0]; rows];
+        let noise_pred = tch::no_grad(|| policy.predict(&x, &timesteps, &vec![0; rows]))?;
+        // Reading a value waits for a GPU to finish.
+        noise_pred.sum(tch::Kind::Float).double_value(&[]);
+        Ok(())
+    }
+
+    fn run_judging(&self, bench: &Bench, rows: usize) -> Result<()> {
+        let chunk = self.parts.config.rollout_batch_size as usize;
+        let images = decode(self.parts.model, &bench.latents.repeat([rows as i64, 1, 1, 1]), chunk)?;
+        self.parts.judge.score(&to_u8(&images)?, &vec![self.parts.prompts[0].as_str(); rows])?;
+        Ok(())
+    }
+
+    /// Through the very function that updates use; nothing is clipped, so that no backward pass is skipped.
+    fn run_training(&self, bench: &Bench, pairs: usize, checkpointing: bool) -> Result<()> {
+        let config = &self.parts.config;
+        let guided = |adapter| {
+            GuidedPolicy::new(Policy::new(self.parts.model, adapter), &bench.conditioning, config.guidance_scale)
+        };
+        let policy = guided(Some(&self.adapter)).with_checkpointing(checkpointing);
+        let batch = bench.pair.select(&vec![0; pairs])?;
+        let max_rows = pairs * batch.rows_per_pair();
+        let objective = Objective { clip: Clip(None), ..self.objective };
+        accumulate_step_pairs(&policy, &guided(None), &self.ddim, &batch, &objective, max_rows, 1.0)?;
+        for (_, parameter) in self.optimizer.parameters() {
+            parameter.grad().sum(tch::Kind::Float).double_value(&[]);
+            parameter.shallow_clone().zero_grad();
+        }
+        Ok(())
+    }
+}
