@@ -7,6 +7,9 @@ use crate::forecast::{Cost, Forecast, Measured, Piece, Span};
 use crate::method::PairsFrom;
 use seedpo_tensor::memory::{capacity_bytes, peak_rss_bytes, rss_bytes};
 
+/// Seconds up to which a pass is short.
+const SHORT: f64 = 0.5;
+
 /// How many latents, pictures and pairs a run takes at once, and how often.
 struct Plan {
     pieces: [(Piece, usize); 3],
@@ -72,7 +75,14 @@ impl Trainer<'_> {
         let first = self.measure(bench, piece, 1, on)?;
         let fits = capacity.is_none_or(|bytes| first.scaled(rows, None, at_rest).peak <= bytes);
         let count = if full && fits { rows } else { rows.min(if fits { 2 } else { 1 }) };
-        let second = self.measure(bench, piece, count, on)?;
+        let mut second = self.measure(bench, piece, count, on)?;
+        // A short pass is timed better by the fastest of three.
+        for _ in 0..if second.seconds < SHORT { 2 } else { 0 } {
+            let again = self.measure(bench, piece, count, on)?;
+            second.seconds = second.seconds.min(again.seconds);
+            second.cpu_seconds = second.cpu_seconds.min(again.cpu_seconds);
+            second.peak = second.peak.max(again.peak);
+        }
         let fewer = (count > 1).then_some(first);
         let full = if count == rows { second } else { second.scaled(rows, fewer, at_rest) };
         let one = Cost { rows: 1, peak: first.peak, ..second.scaled(1, fewer, at_rest) };

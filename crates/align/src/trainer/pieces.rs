@@ -110,7 +110,10 @@ impl Trainer<'_> {
         let objective = Objective { clip: Clip(None), ..self.objective };
         accumulate_step_pairs(&policy, &guided(None), &self.ddim, &batch, &objective, max_rows, 1.0)?;
         for (_, parameter) in self.optimizer.parameters() {
-            parameter.grad().sum(tch::Kind::Float).double_value(&[]);
+            let gradient = parameter.grad();
+            if gradient.defined() {
+                gradient.sum(tch::Kind::Float).double_value(&[]);
+            }
             parameter.shallow_clone().zero_grad();
         }
         Ok(())
