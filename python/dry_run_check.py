@@ -5,8 +5,8 @@
     python3 python/dry_run_check.py --sd15 target/models/sd15         besides, a folder of Stable Diffusion 1.5's size
                                                                       (python/make_models.py sd15) at 256 x 256 in bf16
 
-One thread. Peak memory is ru_maxrss of a real run; CPU seconds per iteration are what a run of three iterations uses more
-than one of one, halved, so that loading and the first iteration's set-up do not count; every pair is kept (threshold 0).
+One thread. Peak memory is ru_maxrss of a real run; CPU seconds per iteration are what a longer run uses more than a
+shorter one, per iteration between them, so that loading and the first iteration's set-up do not count; every pair is kept (threshold 0).
 Prints predicted / actual, and exits with 1 where memory is more than 15 % off. Time needs a quiet machine to be judged.
 Standard library only.
 """
