@@ -101,9 +101,6 @@ pub struct DiffusionModel {
     pub folder: PathBuf,
 }
 
-/// From this width on a U-Net's activations are large enough to be worth giving back one by one.
-const LARGE_WIDTH: i64 = 640;
-
 impl DiffusionModel {
     /// Loads a single-file checkpoint in the original latent-diffusion key layout (`.safetensors`, `.ckpt`), or a
     /// diffusers folder (`model_index.json`, `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`; SDXL:
@@ -113,9 +110,6 @@ impl DiffusionModel {
     /// tensor that is missing, surplus or misshaped, parts that do not fit each other.
     pub fn load(folder: &Path, options: &LoadOptions) -> Result<Self> {
         let Sources { path, pipeline, scheduler, unet, vae, text, second } = Sources::open(folder, options)?;
-        if unet.0.block_out_channels.iter().any(|width| *width >= LARGE_WIDTH) {
-            seedpo_tensor::memory::give_back_large_blocks();
-        }
         let schedule = NoiseSchedule::new(&scheduler)?;
         let device = options.device;
         let params = |file: WeightFile, kind| Params::from_file(file, device, kind);

@@ -1,4 +1,4 @@
-//! How much memory this process uses, how much it may, and how it gives memory back.
+//! How much memory this process uses, and how much it may.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,20 +16,6 @@ pub fn peak_rss_bytes() -> u64 {
 /// The resident set of this process now, in bytes; 0 where the system does not say.
 pub fn rss_bytes() -> u64 {
     status_bytes("VmRSS:")
-}
-
-/// Makes every freed block of 1 MiB or more go back to the system at once.
-///
-/// For models whose activations have that size. glibc keeps such blocks for itself once it has seen one freed, and the
-/// holes between them grow to gigabytes over an update of Stable Diffusion; asking the system anew costs little beside
-/// what is computed in them. Nothing happens where the allocator is not glibc's.
-#[allow(unsafe_code)]
-pub fn give_back_large_blocks() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: sets one number of the allocator; glibc documents it as callable at any time.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
-    }
 }
 
 /// The memory this machine could still give, in bytes; 0 where the system does not say.
