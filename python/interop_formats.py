@@ -32,10 +32,10 @@ from transformers.utils.logging import disable_progress_bar as disable_transform
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "python"), str(ROOT / "python/fixtures")]
-import interop  # noqa: E402
+import interop_common  # noqa: E402
 import single_file  # noqa: E402
 import tokenizer as odd  # noqa: E402
-from interop import FORWARD, Inputs, Seedpo, load_pipeline, off, peft_adapter, record  # noqa: E402
+from interop_common import FORWARD, Inputs, Seedpo, load_pipeline, off, peft_adapter, record  # noqa: E402
 from original_layout import original, unet_keys  # noqa: E402
 
 FAMILIES = ("sd1", "sd2", "sdxl")
@@ -223,8 +223,8 @@ def main():
             check_folders(chosen.seedpo, scratch, name, folder, pipeline, x, expected)
             check_single_files(chosen.seedpo, scratch, name, folder, pipeline, x, expected)
             check_adapters(chosen.seedpo, scratch, name, folder, pipeline, x)
-    print(f"\n{len(interop.rows)} checks, {interop.failures} failed")
-    sys.exit(1 if interop.failures else 0)
+    print(f"\n{len(interop_common.rows)} checks, {interop_common.failures} failed")
+    sys.exit(1 if interop_common.failures else 0)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,28 @@ use seedpo_evaluate::png::read_png;
 use seedpo_model::{Adapter, AddedConditioning, DiffusionModel, LoadOptions, Policy, adapter::LoraConfig};
 use seedpo_tensor::{Kind, NoiseKey, Tensor, WeightFile};
 
+/// One short update on the tiny model.
+const TRAIN: [&str; 18] = [
+    "train",
+    "--model",
+    "model",
+    "--device",
+    "cpu",
+    "--prompt",
+    "a",
+    "--judge",
+    "colourfulness",
+    "--steps",
+    "3",
+    "--divert-start-step",
+    "1",
+    "--max-train-steps",
+    "1",
+    "--threshold=0",
+    "--guidance-scale",
+    "2",
+];
+
 /// Runs the command, which must succeed, and gives its standard output.
 fn done(room: &Room, arguments: &[&str]) -> String {
     let output = room.seedpo(arguments).output().unwrap();

@@ -12,7 +12,7 @@ pub enum Error {
     /// libtorch refused an operation (shapes, memory).
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
-    /// A configuration key holds a value that is wrong or not implemented.
+    /// A configuration key holds a value that is wrong or not supported.
     #[error("{path}: key `{key}`: expected {expected}, found {found}")]
     Config {
         /// The file.

@@ -71,7 +71,7 @@ impl Pipeline {
             index.raw("image_encoder").filter(|v| v.as_array().is_none_or(|a| a.iter().any(|x| !x.is_null())))
             && !value.is_null()
         {
-            return Err(index.wrong("image_encoder", "null (image prompts are not implemented)", &value));
+            return Err(index.wrong("image_encoder", "null (image prompts are not supported)", &value));
         }
         index.finish()?;
         Ok(pipeline)

@@ -106,7 +106,7 @@ impl DiffusionModel {
     /// diffusers folder (`model_index.json`, `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`; SDXL:
     /// `text_encoder_2/` and `tokenizer_2/` too).
     ///
-    /// Errors name file, key, expected and found: a missing or malformed file, an option that is not implemented, a
+    /// Errors name file, key, expected and found: a missing or malformed file, an option that is not supported, a
     /// tensor that is missing, surplus or misshaped, parts that do not fit each other.
     pub fn load(folder: &Path, options: &LoadOptions) -> Result<Self> {
         let Sources { path, pipeline, scheduler, unet, vae, text, second } = Sources::open(folder, options)?;

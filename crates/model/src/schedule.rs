@@ -35,7 +35,7 @@ impl NoiseSchedule {
     /// for `rescale_betas_zero_snr` (ᾱ = 0 at the last timestep: noise prediction is undefined there).
     pub fn new(config: &SchedulerConfig) -> Result<Self> {
         if config.rescale_betas_zero_snr {
-            return Err(wrong("rescale_betas_zero_snr", "false (zero terminal SNR is not implemented)", "true"));
+            return Err(wrong("rescale_betas_zero_snr", "false (zero terminal SNR is not supported)", "true"));
         }
         let betas = betas(config)?;
         let values = Vec::<f64>::try_from(betas.to_kind(Kind::Double))?;

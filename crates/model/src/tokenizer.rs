@@ -48,7 +48,7 @@ impl ClipTokenizer {
     /// `special_tokens_map.json` and `added_tokens.json`, with the precedence that transformers gives them.
     ///
     /// `folder` is the one that holds these files, or a diffusers folder with a `tokenizer/` in it.
-    /// Errors: a missing or malformed file, an option that is not implemented; each names file and key.
+    /// Errors: a missing or malformed file, an option that is not supported; each names file and key.
     pub fn from_folder(folder: &Path) -> Result<Self> {
         Self::padded_with(folder, None)
     }

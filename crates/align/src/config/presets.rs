@@ -79,8 +79,8 @@ resolution = 1024
 
 const SEE: &str = "entropy = { gamma = 1.0 }\n";
 
-/// Small and quick: for the built-in 64x64 model on two CPU cores, about three minutes a run. In f32, since bf16 gains
-/// nothing on a model this small: 40 updates raise the reward as much (110.8 to 128.0) and take longer.
+/// Small and quick: for the built-in 64x64 model on two CPU cores, one to three minutes a run. In f32, so that runs
+/// differ as little as may be between machines.
 const EMOJI: &str = r#"
 model = "assets/emoji-sd"
 dtype = "f32"

@@ -22,8 +22,8 @@ struct Iteration<'t> {
     index: u64,
     texts: Vec<&'t str>,
     conditioning: Conditioning,
-    /// The merged adapter that drew the samples.
-    merged: Adapter,
+    /// The merged adapter that drew the samples; none where nothing was sampled.
+    merged: Option<Adapter>,
 }
 
 impl Trainer<'_> {
@@ -37,13 +37,13 @@ impl Trainer<'_> {
         let prompts = self.parts.prompts.clone();
         let texts: Vec<&str> = slots.iter().map(|slot| prompts[slot.prompt].as_str()).collect();
         let conditioning = self.embeddings.conditioning(self.parts.model, &texts)?;
-        let merged = self.rollout_adapter.merge(&self.parts.model.unet)?;
         if self.method.pairs == PairsFrom::Images {
             let (model, pairs) = (self.parts.model, &self.parts.image_pairs);
             let samples =
                 self.encoded_pairs.samples(model, pairs, &slots, &self.latent_shape, self.parts.config.seed)?;
-            return self.updates(&Iteration { index, texts, conditioning, merged }, &samples, observer, stop);
+            return self.updates(&Iteration { index, texts, conditioning, merged: None }, &samples, observer, stop);
         }
+        let merged = self.rollout_adapter.merge(&self.parts.model.unet)?;
         let context = RolloutContext {
             config: &self.parts.config,
             model: self.parts.model,
@@ -53,7 +53,7 @@ impl Trainer<'_> {
             stop,
         };
         let samples = context.samples(self.method.pairs, &slots, &texts, &conditioning, &merged, observer)?;
-        let this = Iteration { index, texts, conditioning, merged };
+        let this = Iteration { index, texts, conditioning, merged: Some(merged) };
         self.updates(&this, &samples, observer, stop)
     }
 
@@ -182,11 +182,12 @@ impl Trainer<'_> {
     }
 
     fn check_on_policy(&self, this: &Iteration, batch: &PairBatch) -> Result<()> {
+        let Some(merged) = &this.merged else { return Ok(()) };
         let (config, model) = (&self.parts.config, self.parts.model);
         let indices: Vec<usize> = (0..batch.len().min(config.micro_batch())).collect();
         let guided =
             |adapter| GuidedPolicy::new(Policy::new(model, Some(adapter)), &this.conditioning, config.guidance_scale);
-        let (training, rollout) = (guided(&self.adapter), guided(&this.merged));
+        let (training, rollout) = (guided(&self.adapter), guided(merged));
         on_policy::check(
             &training,
             &rollout,

@@ -1,5 +1,6 @@
 //! Which dtype a command computes in.
 
+use super::TRAIN;
 use crate::common::Room;
 use serde_json::json;
 
@@ -26,25 +27,6 @@ fn said(room: &Room, arguments: &[&str]) -> String {
     let done = room.seedpo_as_given(arguments).assert().success();
     String::from_utf8_lossy(&done.get_output().stderr).into_owned()
 }
-
-const TRAIN: [&str; 16] = [
-    "train",
-    "--model",
-    "model",
-    "--device",
-    "cpu",
-    "--prompt",
-    "a",
-    "--judge",
-    "colourfulness",
-    "--steps",
-    "2",
-    "--divert-start-step",
-    "0",
-    "--max-train-steps",
-    "1",
-    "--threshold=0",
-];
 
 #[test]
 fn auto_takes_the_faster_type_and_a_run_records_and_keeps_it() {

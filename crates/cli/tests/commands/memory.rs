@@ -1,28 +1,7 @@
 //! Memory: the dry run, and what happens where there is not enough.
 
-use super::done;
+use super::{TRAIN, done};
 use crate::common::Room;
-
-const TRAIN: [&str; 18] = [
-    "train",
-    "--model",
-    "model",
-    "--device",
-    "cpu",
-    "--prompt",
-    "a",
-    "--judge",
-    "colourfulness",
-    "--steps",
-    "3",
-    "--divert-start-step",
-    "1",
-    "--max-train-steps",
-    "1",
-    "--threshold=0",
-    "--guidance-scale",
-    "2",
-];
 
 #[test]
 fn a_dry_run_prints_its_table_and_writes_nothing() {

@@ -74,7 +74,7 @@ pub(super) fn parse(key: &str, layers_per_block: usize) -> Result<Parsed, &'stat
         return Ok(Parsed::Unsupported(TEXT_ENCODER));
     }
     if [".dora_scale", ".lora_magnitude_vector"].iter().any(|part| key.contains(part)) {
-        return Err("a DoRA magnitude; DoRA is not implemented");
+        return Err("a DoRA magnitude; DoRA is not supported");
     }
     if [".hada_", ".lokr_", ".oft_", ".diff", ".on_input", ".w_norm"].iter().any(|part| key.contains(part)) {
         return Ok(Parsed::Unsupported(OTHER_KINDS));

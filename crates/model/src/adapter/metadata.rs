@@ -51,7 +51,7 @@ impl Metadata {
         };
         for key in ["use_dora", "lora_bias"] {
             if let Some(value) = get(key).filter(|value| value.as_bool() != Some(false)) {
-                return Err(wrong(key, "false (not implemented)", value));
+                return Err(wrong(key, "false (not supported)", value));
             }
         }
         if let Some(value) = get("peft_type").filter(|value| value.as_str() != Some("LORA")) {

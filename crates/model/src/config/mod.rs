@@ -1,5 +1,5 @@
 //! The JSON configurations of a diffusers folder, read strictly: a key we do not know, or an option whose value is
-//! not implemented, is an error that names file, key and value.
+//! not supported, is an error that names file, key and value.
 
 /// Gives a configuration with a `read(Reader, &Path)` its two ways in.
 macro_rules! from_json_file {

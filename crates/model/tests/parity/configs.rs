@@ -1,4 +1,4 @@
-//! Configurations: the public folders' own are accepted, what is not implemented is named.
+//! Configurations: the public folders' own are accepted, what is not supported is named.
 
 use std::path::Path;
 
