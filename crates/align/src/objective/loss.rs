@@ -71,11 +71,11 @@ impl Objective {
 /// The loss of a batch of pairs and what to log of it. All tensors but `loss` are without graph.
 #[derive(Debug)]
 pub struct LossOutput {
-    /// Σ over decided pairs of −ln σ(β·m), divided by the number of all pairs; scalar, with graph where inputs have one.
+    /// Σ over decided pairs of −w·ln σ(β·m), divided by the number of all pairs; scalar, with graph where inputs have one.
     pub loss: Tensor,
     /// m = Δ_w − s·Δ_l before β, `[B]` nats.
     pub margin: Tensor,
-    /// −ln σ(β·m), `[B]`; 0 for ties.
+    /// −w·ln σ(β·m), `[B]`; 0 for ties.
     pub per_pair: Tensor,
     /// exp(r) of winner and loser, unclipped, `[B]` each.
     pub ratios: [Tensor; 2],
@@ -83,6 +83,8 @@ pub struct LossOutput {
     pub clipped: [Tensor; 2],
     /// Pairs with a winner, `[B]` bool.
     pub decided: Tensor,
+    /// The factor of each pair in the mean, `[B]`; `None` = 1 for all.
+    pub weights: Option<Tensor>,
     /// Per-element KL of the policy's step to the reference's, mean((μ−μ_ref)²)/(2σ²), winner and loser, `[B]` each;
     /// 0 where the likelihood is not that of a Gaussian step. For logs.
     pub kl: [Tensor; 2],
@@ -92,7 +94,8 @@ pub struct LossOutput {
 ///
 /// `signs` are the flipper's s `[B]`; `None` = 1.
 /// Shapes: each tensor of `winner` and `loser` `[B]`, any float dtype; `decided` `[B]`, `None` = all. A tie (false)
-/// adds neither loss nor gradient, but counts in the mean, as in the public D3PO code. With γ = 0 the reference term
+/// adds neither loss nor gradient, but counts in the mean, as in the public D3PO code. `weights` w `[B]` are factors in
+/// that mean, `(w * loss).mean()`, as PyTorch's `binary_cross_entropy_with_logits(weight=w)`; `None` = 1. With γ = 0 the reference term
 /// is left out, not multiplied by 0. Errors: [`Error::Setting`], [`Error::Input`] for unequal lengths.
 pub fn pairwise_loss(
     winner: &Side,
@@ -100,11 +103,13 @@ pub fn pairwise_loss(
     objective: &Objective,
     signs: Option<&Tensor>,
     decided: Option<&[bool]>,
+    weights: Option<&[f32]>,
 ) -> Result<LossOutput> {
     objective.check()?;
     let rows = winner.log_ratio.size();
     let lengths = [&winner.reference, &loser.log_ratio, &loser.reference];
-    let decided_fits = decided.is_none_or(|d| rows == [d.len() as i64]);
+    let decided_fits =
+        decided.is_none_or(|d| rows == [d.len() as i64]) && weights.is_none_or(|w| rows == [w.len() as i64]);
     if rows.len() != 1 || rows[0] == 0 || lengths.iter().any(|t| t.size() != rows) || !decided_fits {
         let found = lengths.iter().map(|t| format!("{:?}", t.size())).collect::<Vec<_>>().join(", ");
         return Err(Error::Input { what: "pairs".into(), expected: format!("{rows:?} everywhere, at least 1"), found });
@@ -124,7 +129,8 @@ pub fn pairwise_loss(
         Some(decided) => Tensor::from_slice(decided).to_device(margin.device()),
         None => margin.detach().ones_like().to_kind(Kind::Bool),
     };
-    let all = (&margin * objective.beta).log_sigmoid().neg();
+    let weights = weights.map(|w| Tensor::from_slice(w).to_kind(margin.kind()).to_device(margin.device()));
+    let all = weighted((&margin * objective.beta).log_sigmoid().neg(), weights.as_ref());
     // `where`, not a product: a tie's loss must not turn an infinity into NaN.
     let per_pair = all.where_self(&decided, &all.zeros_like());
     let loss = per_pair.sum(margin.kind()) / rows[0] as f64;
@@ -135,8 +141,16 @@ pub fn pairwise_loss(
         ratios: [winner.log_ratio.detach().exp(), loser.log_ratio.detach().exp()],
         clipped: [cut_w, cut_l],
         decided,
+        weights,
         kl: [winner.log_ratio.detach().zeros_like(), loser.log_ratio.detach().zeros_like()],
     })
+}
+
+fn weighted(values: Tensor, weights: Option<&Tensor>) -> Tensor {
+    match weights {
+        Some(weights) => values * weights,
+        None => values,
+    }
 }
 
 impl LossOutput {
@@ -156,9 +170,10 @@ impl LossOutput {
         self.clipped[0].logical_and(&self.clipped[1]).logical_not().logical_and(&self.decided)
     }
 
-    /// ∂loss/∂m per pair, `[B]`: −β·σ(−β·m)/B, 0 for ties.
+    /// ∂loss/∂m per pair, `[B]`: −w·β·σ(−β·m)/B, 0 for ties.
     pub fn margin_gradient(&self, beta: f64) -> Tensor {
         let slope = (&self.margin * -beta).sigmoid() * (-beta / self.pairs() as f64);
+        let slope = weighted(slope, self.weights.as_ref());
         slope.where_self(&self.decided, &slope.zeros_like())
     }
 
@@ -203,6 +218,11 @@ impl LossOutput {
         };
         let flags = |pick: &dyn Fn(&LossOutput) -> &Tensor| fill(0.0, pick).to_kind(Kind::Bool);
         let per_pair = fill(0.0, &|p| &p.per_pair);
+        let weights = parts.iter().map(|p| p.weights.as_ref()).collect::<Option<Vec<_>>>();
+        let weights = weights.filter(|w| !w.is_empty()).map(|w| {
+            let ones = Tensor::ones([total as i64], (w[0].kind(), device));
+            ones.index_copy(0, &rows, &Tensor::cat(&w, 0))
+        });
         LossOutput {
             loss: per_pair.sum(per_pair.kind()) / total as f64,
             margin: fill(0.0, &|p| &p.margin),
@@ -210,6 +230,7 @@ impl LossOutput {
             ratios: [fill(1.0, &|p| &p.ratios[0]), fill(1.0, &|p| &p.ratios[1])],
             clipped: [flags(&|p| &p.clipped[0]), flags(&|p| &p.clipped[1])],
             decided: flags(&|p| &p.decided),
+            weights,
             kl: [fill(0.0, &|p| &p.kl[0]), fill(0.0, &|p| &p.kl[1])],
         }
     }

@@ -101,6 +101,8 @@ pub struct PairBatch {
     pub prompts: Vec<usize>,
     /// Whether each pair has a winner; ties give no gradient.
     pub decided: Vec<bool>,
+    /// The factor of each pair in the mean of the losses; `None` = 1 for all.
+    pub weights: Option<Vec<f32>>,
 }
 
 impl PairBatch {
@@ -121,6 +123,7 @@ impl PairBatch {
             timesteps: pairs.iter().map(|p| p.timestep).collect(),
             prompts: pairs.iter().map(|p| p.prompt).collect(),
             decided: vec![true; pairs.len()],
+            weights: None,
         })
     }
 
@@ -152,6 +155,7 @@ impl PairBatch {
             timesteps: steps.iter().map(|&s| pair.sides[0].timesteps[s]).collect(),
             prompts: pair.prompts.clone(),
             decided: preferences.iter().map(|p| p.decided()).collect(),
+            weights: None,
         })
     }
 
@@ -169,7 +173,10 @@ impl PairBatch {
         let columns: Vec<Vec<&Tensor>> = batches.iter().map(|batch| batch.latents.tensors()).collect();
         let cat = |i: usize| Tensor::f_cat(&columns.iter().map(|tensors| tensors[i]).collect::<Vec<_>>(), 0);
         let latents = first.map(|i, _| Ok(cat(i)?))?;
+        let weighted = batches.iter().any(|batch| batch.weights.is_some());
+        let weights = || batches.iter().flat_map(|b| b.weights.clone().unwrap_or_else(|| vec![1.0; b.len()])).collect();
         Ok(Self {
+            weights: weighted.then(weights),
             latents,
             timesteps: batches.iter().flat_map(|batch| batch.timesteps.iter().copied()).collect(),
             prompts: batches.iter().flat_map(|batch| batch.prompts.iter().copied()).collect(),
@@ -204,6 +211,7 @@ impl PairBatch {
             timesteps: indices.iter().map(|&i| self.timesteps[i]).collect(),
             prompts: indices.iter().map(|&i| self.prompts[i]).collect(),
             decided: indices.iter().map(|&i| self.decided[i]).collect(),
+            weights: self.weights.as_ref().map(|weights| indices.iter().map(|&i| weights[i]).collect()),
         })
     }
 

@@ -167,6 +167,7 @@ impl Inputs {
             timesteps,
             prompts: (0..rows as usize).collect(),
             decided: vec![true; rows as usize],
+            weights: None,
         };
         let added = text_time.map(|text_time| added(tensors, rows, text_time, settings.guidance_scale)).transpose()?;
         Ok(Self { conditioning: Conditioning { prompt_embeds, negative_prompt_embeds, added }, batch })

@@ -136,7 +136,14 @@ fn compare(
         let residual = |s: usize| (noise - of(noise_pred, s)).detach();
         let error = |all: &Tensor| denoising_error(&of(all, 0), noise);
         let signs = objective.flipper.signs(&error(noise_pred), &error(noise_ref));
-        let output = pairwise_loss(&side(0), &side(1), objective, signs.as_ref(), Some(&batch.decided))?;
+        let output = pairwise_loss(
+            &side(0),
+            &side(1),
+            objective,
+            signs.as_ref(),
+            Some(&batch.decided),
+            batch.weights.as_deref(),
+        )?;
         return Ok(Compared { output, policy: PolicySides::Residuals([residual(0), residual(1)]), signs });
     }
     if objective.flipper != Flipper::Off {
@@ -151,7 +158,8 @@ fn compare(
     let policy = [part(0, noise_pred)?, part(1, noise_pred)?];
     let reference = [part(0, noise_ref)?, part(1, noise_ref)?];
     let side = |s: usize| Side::transition(&policy[s], &reference[s], &rows.sides[s]);
-    let mut output = pairwise_loss(&side(0)?, &side(1)?, objective, None, Some(&batch.decided))?;
+    let mut output =
+        pairwise_loss(&side(0)?, &side(1)?, objective, None, Some(&batch.decided), batch.weights.as_deref())?;
     output.kl = [policy[0].kl(&reference[0])?, policy[1].kl(&reference[1])?];
     Ok(Compared { output, policy: PolicySides::Steps(policy), signs: None })
 }

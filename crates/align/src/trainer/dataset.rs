@@ -62,7 +62,8 @@ impl EncodedPairs {
         let [winners, losers] = [Tensor::f_stack(&sides[0], 0)?, Tensor::f_stack(&sides[1], 0)?];
         let latents = PairLatents::noised(&model.schedule, &winners, &losers, Tensor::f_stack(&noise, 0)?, &timesteps)?;
         let rows = slots.len();
-        let batch = PairBatch { latents, timesteps, prompts: (0..rows).collect(), decided: vec![true; rows] };
+        let batch =
+            PairBatch { latents, timesteps, prompts: (0..rows).collect(), decided: vec![true; rows], weights: None };
         Ok(Samples {
             pairs: Pairs::Images(batch),
             tied: 0,

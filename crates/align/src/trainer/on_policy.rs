@@ -91,7 +91,7 @@ mod tests {
         let (next_latents_w, next_latents_l) =
             (step.sample(Some(&key(1))).unwrap(), step.sample(Some(&key(2))).unwrap());
         let latents = PairLatents::Shared { latents, next_latents_w, next_latents_l };
-        PairBatch { latents, timesteps, prompts: vec![0; 4], decided: vec![true; 4] }
+        PairBatch { latents, timesteps, prompts: vec![0; 4], decided: vec![true; 4], weights: None }
     }
 
     #[test]

@@ -64,7 +64,7 @@ impl Trainer<'_> {
             }
             _ => PairLatents::Shared { latents: x(), next_latents_w, next_latents_l },
         };
-        Ok(PairBatch { latents, timesteps: vec![timestep], prompts: vec![0], decided: vec![true] })
+        Ok(PairBatch { latents, timesteps: vec![timestep], prompts: vec![0], decided: vec![true], weights: None })
     }
 
     /// Runs a piece once on `rows` of its unit; gradients are thrown away.

@@ -57,7 +57,8 @@ pub fn batch(method: &str) -> (PairBatch, Conditioning) {
         }
     };
     let rows = timesteps.len();
-    let batch = PairBatch { latents, timesteps, prompts: (0..rows).collect(), decided: vec![true; rows] };
+    let batch =
+        PairBatch { latents, timesteps, prompts: (0..rows).collect(), decided: vec![true; rows], weights: None };
     let conditioning = Conditioning {
         prompt_embeds: at("prompt_embeds"),
         negative_prompt_embeds: at("negative_prompt_embeds"),

@@ -97,7 +97,7 @@ fn the_pairwise_loss_leads_to_the_closed_form() {
                 log_ratio: (&log_policy - &log_reference).index_select(0, rows),
                 reference: log_reference.index_select(0, rows),
             };
-            let loss = pairwise_loss(&side(&winners), &side(&losers), &objective, None, None).unwrap().loss;
+            let loss = pairwise_loss(&side(&winners), &side(&losers), &objective, None, None, None).unwrap().loss;
             logits.zero_grad();
             loss.backward();
             tch::no_grad(|| {
@@ -127,7 +127,7 @@ fn a_gaussian_reference_is_flattened() {
             reference: Tensor::from_slice(&[reference(x)]),
         };
         // A policy flat everywhere: ℓ_θ = 0, so m = −κ(ℓ_ref,w − ℓ_ref,l).
-        let margin = pairwise_loss(&side(w), &side(l), &objective, None, None).unwrap().margin.double_value(&[0]);
+        let margin = pairwise_loss(&side(w), &side(l), &objective, None, None, None).unwrap().margin.double_value(&[0]);
         let flattened = (1.0 + gamma) * sigma * sigma;
         let expected = log_density(w, flattened) - log_density(l, flattened);
         assert!((-margin - expected).abs() < 1e-12, "gamma {gamma}");

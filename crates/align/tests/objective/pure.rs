@@ -25,7 +25,7 @@ fn draws() -> [Tensor; 4] {
 }
 
 fn loss(x: &[Tensor; 4], objective: &Objective, decided: Option<&[bool]>) -> LossOutput {
-    pairwise_loss(&side(&x[0], &x[2]), &side(&x[1], &x[3]), objective, None, decided).unwrap()
+    pairwise_loss(&side(&x[0], &x[2]), &side(&x[1], &x[3]), objective, None, decided, None).unwrap()
 }
 
 fn value(tensor: &Tensor) -> f64 {
@@ -161,13 +161,15 @@ fn settings_out_of_range_are_named_and_negative_gamma_warns() {
     let x = draws();
     let refuse = |beta: f64, clip: Option<f64>| {
         let objective = Objective { beta, entropy: SelfEntropy::default(), clip: Clip(clip), flipper: Flipper::Off };
-        pairwise_loss(&side(&x[0], &x[2]), &side(&x[1], &x[3]), &objective, None, None).unwrap_err().to_string()
+        pairwise_loss(&side(&x[0], &x[2]), &side(&x[1], &x[3]), &objective, None, None, None).unwrap_err().to_string()
     };
     assert!(refuse(-1.0, None).contains("beta") && refuse(f64::NAN, None).contains("beta"));
     assert!(refuse(1.0, Some(0.0)).contains("clip") && refuse(1.0, Some(1.0)).contains("clip"));
     let short = side(&x[0].narrow(0, 0, 5), &x[2]);
     let fine = objective(1.0, 0.0, EntropyForm::Flatten, None);
-    assert!(pairwise_loss(&short, &side(&x[1], &x[3]), &fine, None, None).unwrap_err().to_string().contains("pairs"));
+    assert!(
+        pairwise_loss(&short, &side(&x[1], &x[3]), &fine, None, None, None).unwrap_err().to_string().contains("pairs")
+    );
 }
 
 /// Large margins neither overflow nor lose their gradient's sign.
@@ -211,4 +213,28 @@ fn the_denoising_side_is_the_difference_of_errors() {
     side.log_ratio.sum(Kind::Double).backward();
     let expected = (&noise - &policy) / 16.0;
     assert!(value(&(policy.grad() - expected).abs().max()) < 1e-14);
+}
+
+/// `F.binary_cross_entropy_with_logits(beta * margin, ones, weight=w)`: the sum of w times the loss, divided by B; the
+/// slopes by hand, and the same through the graph.
+#[test]
+fn weights_are_factors_in_the_mean() {
+    let (x, objective) = (draws(), objective(3.0, 0.0, EntropyForm::Flatten, None));
+    let weights = [0.5f32, 2.0, 1.0, 0.25, 0.0, 1.25];
+    let leaf = x[0].copy().set_requires_grad(true);
+    let output =
+        pairwise_loss(&side(&leaf, &x[2]), &side(&x[1], &x[3]), &objective, None, None, Some(&weights)).unwrap();
+    output.loss.backward();
+    let slopes = output.margin_gradient(3.0);
+    let mut total = 0.0;
+    for (i, w) in weights.iter().enumerate() {
+        let margin = x[0].double_value(&[i as i64]) - x[1].double_value(&[i as i64]);
+        total += f64::from(*w) * (1.0 + (-3.0 * margin).exp()).ln() / 6.0;
+        let slope = -3.0 * f64::from(*w) / (1.0 + (3.0 * margin).exp()) / 6.0;
+        assert!((slopes.double_value(&[i as i64]) - slope).abs() < 1e-12);
+        assert!((leaf.grad().double_value(&[i as i64]) - slope).abs() < 1e-12);
+    }
+    assert!((value(&output.loss) - total).abs() < 1e-12);
+    let short = pairwise_loss(&side(&x[0], &x[2]), &side(&x[1], &x[3]), &objective, None, None, Some(&[1.0]));
+    assert!(short.unwrap_err().to_string().contains("pairs"));
 }
