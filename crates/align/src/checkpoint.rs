@@ -1,6 +1,7 @@
 //! Checkpoints: written under a temporary name, synced, renamed; older ones are deleted only after that.
 
 use crate::error::{Error, Result};
+use crate::guard::GuardState;
 use seedpo_tensor::{WeightFile, files, write_weights};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -14,7 +15,12 @@ pub const ADAPTER_FILE: &str = "pytorch_lora_weights.safetensors";
 pub const ROLLOUT_ADAPTER_FILE: &str = "rollout_lora_weights.safetensors";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const POSITION_FILE: &str = "position.json";
+/// The guard's memory; absent in checkpoints of format 1.
+pub const GUARD_FILE: &str = "guard.json";
 const PREFIX: &str = "checkpoint-";
+/// The format that checkpoints are written in. 1 (0.1.0 before the guard) has no `format` in its position.json and no
+/// guard.json; it is read as having seen nothing.
+const FORMAT: u32 = 2;
 
 /// Where a run stands: with the adapters and the optimizer, all there is to continue bit for bit.
 ///
@@ -31,6 +37,21 @@ pub struct Position {
     pub updates_done: u64,
 }
 
+/// position.json.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PositionFile {
+    #[serde(default = "first_format")]
+    format: u32,
+    step: u64,
+    iteration: u64,
+    updates_done: u64,
+}
+
+fn first_format() -> u32 {
+    1
+}
+
 /// A checkpoint read back; adapters are loaded by the caller from [`Checkpoint::folder`].
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -40,6 +61,8 @@ pub struct Checkpoint {
     pub position: Position,
     /// The optimizer's state.
     pub optimizer: BTreeMap<String, Tensor>,
+    /// The guard's memory.
+    pub guard: GuardState,
 }
 
 impl Checkpoint {
@@ -64,7 +87,9 @@ impl Checkpoint {
             fs::create_dir(&temporary).map_err(|e| seedpo_tensor::Error::io(&temporary, e))?;
             adapters(&temporary)?;
             write_weights(&temporary.join(OPTIMIZER_FILE), optimizer, &BTreeMap::new())?;
-            let text = serde_json::to_string_pretty(&position).unwrap_or_default();
+            let Position { step, iteration, updates_done } = position;
+            let record = PositionFile { format: FORMAT, step, iteration, updates_done };
+            let text = serde_json::to_string_pretty(&record).unwrap_or_default();
             files::write_atomic(&temporary.join(POSITION_FILE), text.as_bytes())?;
             files::sync_folder(&temporary);
             fs::rename(&temporary, &target).map_err(|e| seedpo_tensor::Error::io(&target, e))?;
@@ -80,13 +105,22 @@ impl Checkpoint {
     fn prune(run: &Path, limit: u64) {
         let steps = Self::list(run).unwrap_or_default();
         let surplus = if limit == 0 { 0 } else { steps.len().saturating_sub(limit as usize) };
-        for step in &steps[..surplus] {
-            // Renamed first, so that a kill in between never leaves half a checkpoint under a valid name.
-            let doomed = run.join(format!(".{PREFIX}{step}.old.tmp"));
-            if fs::rename(run.join(format!("{PREFIX}{step}")), &doomed).is_ok() {
-                let _ = fs::remove_dir_all(&doomed);
-            }
+        steps[..surplus].iter().for_each(|step| Self::discard(run, *step));
+    }
+
+    fn discard(run: &Path, step: u64) {
+        // Renamed first, so that a kill in between never leaves half a checkpoint under a valid name.
+        let doomed = run.join(format!(".{PREFIX}{step}.old.tmp"));
+        if fs::rename(run.join(format!("{PREFIX}{step}")), &doomed).is_ok() {
+            let _ = fs::remove_dir_all(&doomed);
         }
+    }
+
+    /// Deletes the checkpoints of updates after `step`: a roll-back took them back. The newest goes first, so that a kill
+    /// in between leaves a run that was at one of them.
+    pub fn discard_after(run: &Path, step: u64) {
+        let steps = Self::list(run).unwrap_or_default();
+        steps.into_iter().rev().filter(|later| *later > step).for_each(|later| Self::discard(run, later));
     }
 
     /// Steps of the checkpoints in a run folder, ascending.
@@ -100,21 +134,36 @@ impl Checkpoint {
 
     /// The newest checkpoint of a run folder, if there is one.
     pub fn latest(run: &Path) -> Result<Option<Self>> {
-        Self::list(run)?.last().map(|step| Self::load(&run.join(format!("{PREFIX}{step}")))).transpose()
+        Self::list(run)?.last().map(|step| Self::of_step(run, *step)).transpose()
+    }
+
+    /// The checkpoint of an update. Errors: as [`Checkpoint::load`].
+    pub fn of_step(run: &Path, step: u64) -> Result<Self> {
+        Self::load(&run.join(format!("{PREFIX}{step}")))
     }
 
     /// Reads a checkpoint folder.
     ///
-    /// Errors: a missing or damaged file, named, with what to do.
+    /// Errors: a missing or damaged file, named, with what to do; a format that a newer version of seedpo wrote.
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join(POSITION_FILE);
         let text = files::read_text(&path)?;
-        let position = serde_json::from_str(&text).map_err(|e| Error::Run {
-            path: path.clone(),
-            reason: format!("expected step, iteration and updates_done: {e}; resume from an older checkpoint folder"),
+        let refuse = |reason: String| Error::Run { path: path.clone(), reason };
+        // Before anything else is expected of it: what a newer format holds is not known.
+        let newer = serde_json::from_str::<serde_json::Value>(&text).ok().and_then(|v| v.get("format")?.as_u64());
+        if let Some(format) = newer.filter(|format| *format > u64::from(FORMAT)) {
+            return Err(refuse(format!(
+                "the checkpoint has format {format}, this version of seedpo reads 1 to {FORMAT}; resume with the version \
+                 that wrote it (config.toml, [run])"
+            )));
+        }
+        let found: PositionFile = serde_json::from_str(&text).map_err(|e| {
+            refuse(format!("expected step, iteration and updates_done: {e}; resume from an older checkpoint folder"))
         })?;
+        let PositionFile { step, iteration, updates_done, .. } = found;
         let optimizer = WeightFile::open(&folder.join(OPTIMIZER_FILE))?.tensors()?;
-        Ok(Self { folder: folder.into(), position, optimizer })
+        let guard = read_guard(&folder.join(GUARD_FILE))?;
+        Ok(Self { folder: folder.into(), position: Position { step, iteration, updates_done }, optimizer, guard })
     }
 
     /// Removes what a killed process left half-written.
@@ -128,6 +177,17 @@ impl Checkpoint {
             }
         }
     }
+}
+
+/// The guard's memory; empty where there is no file. Errors: a damaged file.
+fn read_guard(path: &Path) -> Result<GuardState> {
+    if !path.exists() {
+        return Ok(GuardState::default());
+    }
+    serde_json::from_str(&files::read_text(path)?).map_err(|e| Error::Run {
+        path: path.into(),
+        reason: format!("expected the guard's memory: {e}; resume from an older checkpoint folder"),
+    })
 }
 
 #[cfg(test)]
@@ -178,6 +238,23 @@ mod tests {
         assert_eq!(Checkpoint::list(run.path()).unwrap(), [3]);
         Checkpoint::clean(run.path());
         assert_eq!(fs::read_dir(run.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn older_formats_are_read_and_newer_ones_refused() {
+        let run = tempfile::tempdir().unwrap();
+        let folder = save(run.path(), 3, 0).unwrap();
+        let position = folder.join(POSITION_FILE);
+        assert!(fs::read_to_string(&position).unwrap().contains("\"format\": 2"));
+        fs::write(&position, br#"{"step": 3, "iteration": 1, "updates_done": 1}"#).unwrap();
+        let first = Checkpoint::load(&folder).unwrap();
+        assert_eq!((first.position.iteration, first.guard), (1, GuardState::default()));
+        fs::write(&position, br#"{"format": 9, "step": 3, "place": 1}"#).unwrap();
+        let message = Checkpoint::load(&folder).unwrap_err().to_string();
+        assert!(message.contains("format 9") && message.contains("position.json"), "{message}");
+        fs::write(&position, br#"{"format": 2, "step": 3, "iteration": 1, "updates_done": 1}"#).unwrap();
+        fs::write(folder.join(GUARD_FILE), b"{").unwrap();
+        assert!(Checkpoint::load(&folder).unwrap_err().to_string().contains("guard.json"));
     }
 
     #[test]

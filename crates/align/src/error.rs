@@ -2,6 +2,28 @@
 
 use std::path::PathBuf;
 
+impl Error {
+    /// What it says is not finite, and the number, where that is what it is about: an update's, a judge's, or a
+    /// picture's that a broken policy drew.
+    pub fn non_finite(&self) -> Option<(String, f64)> {
+        match self {
+            Self::NonFinite { what, value } => Some((what.clone(), *value)),
+            Self::Judge(seedpo_judge::Error::NonFinite { value, .. }) => Some((self.to_string(), *value)),
+            Self::Judge(seedpo_judge::Error::NonFiniteImage { .. }) => Some((self.to_string(), f64::NAN)),
+            Self::Rollout(seedpo_rollout::Error::NonFinite { value, .. }) => Some((self.to_string(), *value)),
+            Self::Rollout(seedpo_rollout::Error::Scorer { source, .. }) => {
+                source.downcast_ref::<seedpo_judge::Error>().and_then(|judge| match judge {
+                    seedpo_judge::Error::NonFinite { value, .. } => Some((self.to_string(), *value)),
+                    seedpo_judge::Error::NonFiniteImage { .. } => Some((self.to_string(), f64::NAN)),
+                    _ => None,
+                })
+            }
+            Self::OffPolicy { mean_square, .. } if !mean_square.is_finite() => Some((self.to_string(), *mean_square)),
+            _ => None,
+        }
+    }
+}
+
 /// Result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -50,6 +72,18 @@ pub enum Error {
         what: String,
         /// NaN or an infinity.
         value: f64,
+    },
+    /// The guard ended the run (docs/stability.md).
+    #[error(
+        "training has diverged: {what}, {patience} updates in a row or beyond guard_limit. Try a smaller learning_rate, \
+         or a larger batch; `guard = \"back-off\"` or `\"roll-back\"` goes on by itself \
+         (docs/stability.md)"
+    )]
+    Diverged {
+        /// What was out of line, with its value and what is usual.
+        what: String,
+        /// The setting `guard_patience`.
+        patience: u64,
     },
     /// The training policy does not reproduce the policy that drew the samples.
     #[error(

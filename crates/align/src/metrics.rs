@@ -1,4 +1,4 @@
-//! What a run records: one line per update and one per preview in `metrics.jsonl`.
+//! What a run records: one line per update, per preview and per event of the guard in `metrics.jsonl`.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -26,6 +26,9 @@ pub struct UpdateMetrics {
     pub log_ratio_loser: f64,
     /// Share of ratios outside the clip range, both sides, in [0, 1].
     pub clip_fraction: f64,
+    /// Mean λ of the winner-preserving safeguard, what the losers' gradients were multiplied by; absent where it is off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loser_scale: Option<f64>,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
     /// Learning rate of this update.
@@ -73,6 +76,47 @@ pub struct PreviewMetrics {
     pub seconds: f64,
 }
 
+/// Something the guard saw and did (docs/stability.md), as written to `metrics.jsonl` with `"kind": "guard"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GuardEvent {
+    /// The update that was about to be applied, from 1.
+    pub step: u64,
+    /// Its prompt batch, from 0.
+    pub iteration: u64,
+    /// `note`, `skip`, `back-off`, `roll-back` or `stop`.
+    pub action: String,
+    /// What was out of line, with its value.
+    pub what: String,
+    /// The value; absent where it is no finite number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<f64>,
+    /// The most it may be; absent where any finite number would do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<f64>,
+    /// What the learning rate is multiplied by from now on.
+    pub learning_rate_factor: f64,
+    /// The update whose checkpoint was gone back to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rolled_back_to: Option<u64>,
+}
+
+impl GuardEvent {
+    /// What happened, for people.
+    pub fn sentence(&self) -> String {
+        let factor = self.learning_rate_factor;
+        let done = match (self.action.as_str(), self.rolled_back_to) {
+            ("note", _) => "noted".to_string(),
+            ("skip", _) => "left out".to_string(),
+            ("back-off", _) => format!("left out; the learning rate is now {factor} of the schedule's"),
+            (_, Some(step)) => {
+                format!("rolled back to update {step}; other data and noise, learning rate {factor} of the schedule's")
+            }
+            _ => "the run ends".to_string(),
+        };
+        format!("update {}: {}: {done}", self.step, self.what)
+    }
+}
+
 /// A line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
@@ -81,6 +125,8 @@ pub enum Record {
     Update(UpdateMetrics),
     /// A preview.
     Preview(PreviewMetrics),
+    /// An event of the guard.
+    Guard(GuardEvent),
 }
 
 impl Record {
@@ -89,6 +135,7 @@ impl Record {
         match self {
             Self::Update(m) => m.step,
             Self::Preview(m) => m.step,
+            Self::Guard(event) => event.step,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the trainer tells the outside: progress, metrics, pictures.
 
-use crate::metrics::{PreviewMetrics, UpdateMetrics};
+use crate::metrics::{GuardEvent, PreviewMetrics, UpdateMetrics};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -64,6 +64,11 @@ pub trait Observer {
     fn on_phase(&mut self, _phase: Phase, _done: usize, _total: usize) {}
     /// After every update, once its line is in `metrics.jsonl`.
     fn on_update(&mut self, _metrics: &UpdateMetrics) -> Result<(), ObserverError> {
+        Ok(())
+    }
+    /// After an event of the guard is in `metrics.jsonl`. A roll-back takes back every update after
+    /// [`GuardEvent::rolled_back_to`].
+    fn on_guard(&mut self, _event: &GuardEvent) -> Result<(), ObserverError> {
         Ok(())
     }
     /// Preview pictures; what it measures on them (diversity, by name) is added to `metrics.jsonl`.

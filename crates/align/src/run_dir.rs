@@ -198,7 +198,16 @@ impl RunDir {
     /// Without a checkpoint (`None`) all lines go.
     pub fn rewind(&self, step: Option<u64>) -> Result<()> {
         Checkpoint::clean(&self.path);
-        let kept = self.records()?.into_iter().filter(|r| step.is_some_and(|s| r.step() <= s));
+        self.keep_records(|record| step.is_some_and(|s| record.step() <= s))
+    }
+
+    /// Drops the lines of metrics.jsonl after `step`, except what the guard saw and did.
+    pub fn roll_back(&self, step: u64) -> Result<()> {
+        self.keep_records(|record| record.step() <= step || matches!(record, Record::Guard(_)))
+    }
+
+    fn keep_records(&self, keep: impl Fn(&Record) -> bool) -> Result<()> {
+        let kept = self.records()?.into_iter().filter(keep);
         let lines: Vec<String> = kept.filter_map(|r| serde_json::to_string(&r).ok()).collect();
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         Ok(files::write_atomic(&self.metrics(), text.as_bytes())?)

@@ -1,6 +1,8 @@
 //! The training loop on a tiny random model: identities, resume, stopping, and what happens when something goes wrong.
 
 mod common;
+#[path = "trainer/guard.rs"]
+mod guard;
 
 use seedpo_align::metrics::UpdateMetrics;
 use seedpo_align::{

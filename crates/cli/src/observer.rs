@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use seedpo_align::metrics::{PreviewMetrics, UpdateMetrics};
+use seedpo_align::metrics::{GuardEvent, PreviewMetrics, UpdateMetrics};
 use seedpo_align::observer::{EffectiveSettings, Observer, ObserverError, Phase, Preview};
 use seedpo_evaluate::mean_diversity;
 use seedpo_evaluate::tensorboard::EventWriter;
@@ -92,6 +92,16 @@ impl Observer for RunObserver {
         Ok(())
     }
 
+    fn on_guard(&mut self, event: &GuardEvent) -> Result<()> {
+        let sentence = event.sentence();
+        self.progress.note(&format!("guard: {sentence}"));
+        if let Some(step) = event.rolled_back_to {
+            self.events = EventWriter::resume(&self.folder, step as i64)?;
+        }
+        self.events.text(event.step as i64, "guard", &sentence)?;
+        Ok(())
+    }
+
     fn on_preview(&mut self, preview: &Preview) -> Result<BTreeMap<String, f64>> {
         let sheet = sheet::write(&self.folder, preview)?;
         self.events.image(preview.step as i64, "previews", &sheet)?;
@@ -144,6 +154,7 @@ fn scalars(m: &UpdateMetrics) -> Vec<(&'static str, f64)> {
         ("pairs/tied", m.pairs_tied as f64),
         ("seconds/train", m.seconds_train),
     ];
+    values.extend(m.loser_scale.map(|scale| ("train/loser_scale", scale)));
     // Only an iteration's first update carries its rollout.
     if m.seconds_rollout > 0.0 {
         values.extend([("seconds/rollout", m.seconds_rollout), ("seconds/judge", m.seconds_judge)]);

@@ -251,10 +251,11 @@ pub fn heading(key: &str) -> &'static str {
         | "judge_scale" | "heldout_judge" => "Model, prompts, judges",
         "steps" | "eta" | "guidance_scale" | "resolution" | "prompts_per_iteration" | "rollout_batch_size" => "Rollout",
         "candidates" | "divert_start_step" | "threshold" => "SPO's candidates",
-        "method" | "beta" | "entropy.gamma" | "entropy.form" | "clip" => "Objective",
+        "safeguard" | "safeguard_mu" | "method" | "beta" | "entropy.gamma" | "entropy.form" | "clip" => "Objective",
         "rank" | "lora_alpha" | "lora_targets" => "Adapter",
         _ if key.starts_with("adam") || key.starts_with("l") || key.starts_with("max_") => "Optimizer",
         _ if key.starts_with("train_") || key.starts_with("gradient") || key.starts_with("num_train") => "Optimizer",
+        _ if key.starts_with("guard") => "Guards",
         _ if key.starts_with("validation") || key.starts_with("checkpoint") => "Checkpoints and previews",
         _ => "Run",
     }

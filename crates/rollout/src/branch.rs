@@ -76,7 +76,7 @@ pub struct Branching {
 /// `keys[row].candidate(k)` at step i + 1 ([`step_noise`]; ordinary steps use candidate 0), the survivor from the same
 /// key with purpose `"branch-survivor"`. All candidates of all prompts run in one U-Net pass, at the next timestep; the
 /// survivor's row of that pass is its noise prediction for the next step, so nothing runs twice.
-/// Errors: [`Error::Setting`], [`Error::Shape`], [`Error::Scorer`] (also for a score that is not finite).
+/// Errors: [`Error::Setting`], [`Error::Shape`], [`Error::Scorer`], [`Error::NonFinite`].
 pub fn branch(
     predictor: &dyn NoisePredictor,
     x_t: &Tensor,
@@ -253,10 +253,7 @@ fn check_scores(scores: &[f64], prompts: &[usize], timestep: i64) -> Result<()> 
         return Err(Error::Scorer { timestep, source: reason.into() });
     }
     match scores.iter().position(|score| !score.is_finite()) {
-        Some(row) => {
-            let reason = format!("expected a finite score, found {} for prompt {}", scores[row], prompts[row]);
-            Err(Error::Scorer { timestep, source: reason.into() })
-        }
+        Some(row) => Err(Error::NonFinite { timestep, prompt: prompts[row], value: scores[row] }),
         None => Ok(()),
     }
 }

@@ -56,6 +56,16 @@ pub enum Error {
         /// What went wrong, and for which prompt.
         source: BoxError,
     },
+    /// A score that is NaN or infinite.
+    #[error("the scorer at timestep {timestep}: expected a finite score, found {value} for prompt {prompt}")]
+    NonFinite {
+        /// The timestep scored at.
+        timestep: i64,
+        /// The prompt, as the caller numbers them.
+        prompt: usize,
+        /// The score.
+        value: f64,
+    },
 }
 
 impl Error {

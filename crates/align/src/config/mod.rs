@@ -129,6 +129,11 @@ settings! {
         "β of the loss, relative to mean log-probabilities: 10 for spo, 0.1 for d3po (docs/methods.md section 4).";
     entropy: SelfEntropy = SelfEntropy::default(), "see entropy.gamma", "The self-entropy term.";
     clip: f64 = 0.1, "0 to below 1; 0 = off", "ε of the clip on the likelihood ratio (docs/methods.md section 4.1).";
+    safeguard: bool = false, "true | false",
+        "Diffusion-SDPO's safeguard: the loser's gradient is scaled down where it would, to first order, raise the \
+         winner's error (docs/stability.md).";
+    safeguard_mu: f64 = 0.0, "0 to 1",
+        "μ of the safeguard: the share of the winner's own descent that must remain; published: 0.9 (SD1.5), 0.6 (SDXL).";
     learning_rate: f64 = 6e-5, "above 0", "AdamW's learning rate: 6e-5 for spo, 3e-5 for d3po.";
     adam_beta1: f64 = 0.9, "0 to below 1", "AdamW's β1.";
     adam_beta2: f64 = 0.999, "0 to below 1", "AdamW's β2.";
@@ -153,6 +158,20 @@ settings! {
     gradient_checkpointing: bool = false, "true | false",
         "Keep one stage of the U-Net in memory at a time while training, for one more forward pass: the same gradient in a \
          fraction of the memory.";
+    guard: String = "stop".into(), "off | stop | skip | back-off | roll-back",
+        "What is done when an update is out of line (docs/stability.md): ends the run, leaves the update out, lowers the \
+         learning rate for a while, or goes back to the last good checkpoint.";
+    guard_loss_factor: f64 = 10.0, "0 or more; 0 = off",
+        "A loss, or fall of the winners' reward, this many spreads above its running median is a spike.";
+    guard_grad_factor: f64 = 20.0, "0 or more; 0 = off",
+        "A gradient norm this many times its running median is a spike.";
+    guard_patience: u64 = 3, "1 or more", "Spikes in a row that count as divergence.";
+    guard_window: u64 = 50, "10 or more", "Updates that the running medians cover.";
+    guard_back_off: f64 = 0.5, "above 0, at most 1",
+        "Factor on the learning rate at each back-off or roll-back, taken back after guard_cooldown updates in line.";
+    guard_cooldown: u64 = 50, "1 or more", "Updates in line after which one back-off is taken back.";
+    guard_limit: u64 = 10, "0 or more",
+        "Back-offs or roll-backs of a run, or updates left out in a row, before it ends after all.";
     seed: u64 = 42, "0 to 9223372036854775807", "Key of all randomness.";
     dtype: String = "auto".into(), "auto | f32 | bf16 | f16",
         "Type of the frozen base (auto: bf16 where the machine multiplies it faster; a run records which); adapter, loss \
@@ -198,7 +217,13 @@ impl TrainConfig {
     pub fn objective(&self) -> Objective {
         let clips = Method::by_name(&self.method).is_ok_and(|method| method.shaping == Shaping::ClipRatio);
         let clip = Clip((clips && self.clip > 0.0).then_some(self.clip));
-        Objective { beta: self.beta, entropy: self.entropy, clip, flipper: Flipper::Off }
+        Objective {
+            beta: self.beta,
+            entropy: self.entropy,
+            clip,
+            flipper: Flipper::Off,
+            safeguard: self.safeguard.then_some(self.safeguard_mu),
+        }
     }
 
     /// LoRA alpha, with 0 resolved to the rank (scale 1).

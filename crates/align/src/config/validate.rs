@@ -2,6 +2,7 @@
 
 use super::{TrainConfig, keys};
 use crate::error::{Error, Result};
+use crate::guard::GuardAction;
 use crate::method::{Method, PairsFrom};
 use crate::objective::EntropyForm;
 use crate::optimizer::LrSchedule;
@@ -23,6 +24,7 @@ impl TrainConfig {
         self.validate_objective()?;
         self.validate_optimizer()?;
         self.validate_run()?;
+        self.validate_guard()?;
         Ok((method, self.warnings(&method)))
     }
 
@@ -69,6 +71,7 @@ impl TrainConfig {
     fn validate_objective(&self) -> Result<()> {
         require(self.beta.is_finite() && self.beta > 0.0, "beta", self.beta)?;
         require(self.entropy.gamma.is_finite() && self.entropy.gamma > -1.0, "entropy.gamma", self.entropy.gamma)?;
+        require((0.0..=1.0).contains(&self.safeguard_mu), "safeguard_mu", self.safeguard_mu)?;
         require((0.0..1.0).contains(&self.clip), "clip", self.clip)
     }
 
@@ -107,6 +110,19 @@ impl TrainConfig {
         require(self.checkpointing_steps >= 1, "checkpointing_steps", self.checkpointing_steps)?;
         let images = self.validation_images_per_prompt;
         require((1..=64).contains(&images), "validation_images_per_prompt", images)
+    }
+
+    fn validate_guard(&self) -> Result<()> {
+        GuardAction::by_name(&self.guard)?;
+        for (key, factor) in
+            [("guard_loss_factor", self.guard_loss_factor), ("guard_grad_factor", self.guard_grad_factor)]
+        {
+            require(factor.is_finite() && factor >= 0.0, key, factor)?;
+        }
+        require(self.guard_patience >= 1, "guard_patience", self.guard_patience)?;
+        require(self.guard_window >= 10, "guard_window", self.guard_window)?;
+        require(self.guard_back_off > 0.0 && self.guard_back_off <= 1.0, "guard_back_off", self.guard_back_off)?;
+        require(self.guard_cooldown >= 1, "guard_cooldown", self.guard_cooldown)
     }
 
     fn warnings(&self, method: &Method) -> Vec<String> {
@@ -154,6 +170,7 @@ mod tests {
             ("beta", |c| c.beta = -1.0),
             ("entropy.gamma", |c| c.entropy.gamma = -1.0),
             ("clip", |c| c.clip = 1.0),
+            ("safeguard_mu", |c| c.safeguard_mu = 1.5),
             ("learning_rate", |c| c.learning_rate = f64::INFINITY),
             ("adam_beta2", |c| c.adam_beta2 = 1.0),
             ("rank", |c| c.rank = 0),
@@ -163,6 +180,9 @@ mod tests {
             ("dtype", |c| c.dtype = "fp8".into()),
             ("vae_dtype", |c| c.vae_dtype = "fp16".into()),
             ("checkpointing_steps", |c| c.checkpointing_steps = 0),
+            ("guard", |c| c.guard = "roll".into()),
+            ("guard_back_off", |c| c.guard_back_off = 0.0),
+            ("guard_window", |c| c.guard_window = 5),
         ];
         for (key, spoil) in cases {
             let mut config = good();

@@ -26,6 +26,11 @@ impl Clip {
         }
     }
 
+    /// 1 where r passes the clip, 0 where the clip cuts it, `[B]` f32.
+    pub fn passes(&self, log_ratio: &Tensor) -> Tensor {
+        self.apply(log_ratio).1.logical_not().to_kind(Kind::Float)
+    }
+
     /// The bounds of r, `None` where the clip is off.
     pub fn bounds(&self) -> Option<(f64, f64)> {
         self.0.map(|epsilon| ((1.0 - epsilon).ln(), (1.0 + epsilon).ln()))
@@ -54,6 +59,8 @@ pub struct Objective {
     pub clip: Clip,
     /// What becomes of the rejected side; only where the likelihood is the denoising error.
     pub flipper: Flipper,
+    /// μ of the winner-preserving safeguard, in [0, 1]; `None` is off.
+    pub safeguard: Option<f64>,
 }
 
 impl Objective {
@@ -62,6 +69,10 @@ impl Objective {
         if !(self.beta.is_finite() && self.beta > 0.0) {
             let found = self.beta.to_string();
             return Err(Error::Setting { key: "beta".into(), expected: "a finite number above 0".into(), found });
+        }
+        if let Some(mu) = self.safeguard.filter(|mu| !(0.0..=1.0).contains(mu)) {
+            let expected = "a number from 0 to 1".into();
+            return Err(Error::Setting { key: "safeguard_mu".into(), expected, found: mu.to_string() });
         }
         self.entropy.check()?;
         self.clip.check()
@@ -88,6 +99,8 @@ pub struct LossOutput {
     /// Per-element KL of the policy's step to the reference's, mean((μ−μ_ref)²)/(2σ²), winner and loser, `[B]` each;
     /// 0 where the likelihood is not that of a Gaussian step. For logs.
     pub kl: [Tensor; 2],
+    /// λ, what the safeguard multiplied the loser's gradient by, `[B]` in [0, 1]; 1 where it is off.
+    pub loser_scale: Tensor,
 }
 
 /// −ln σ(β·m) over a batch of pairs, m = Δ_w − s·Δ_l, Δ = clip(r) + (1−κ)·ℓ_ref.
@@ -143,6 +156,7 @@ pub fn pairwise_loss(
         decided,
         weights,
         kl: [winner.log_ratio.detach().zeros_like(), loser.log_ratio.detach().zeros_like()],
+        loser_scale: winner.log_ratio.detach().ones_like(),
     })
 }
 
@@ -232,6 +246,7 @@ impl LossOutput {
             decided: flags(&|p| &p.decided),
             weights,
             kl: [fill(0.0, &|p| &p.kl[0]), fill(0.0, &|p| &p.kl[1])],
+            loser_scale: fill(1.0, &|p| &p.loser_scale),
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod loss;
 pub mod pairs;
 pub mod preference;
 pub mod probe;
+pub mod safeguard;
 pub mod step_pair;
 
 pub use entropy::{EntropyForm, SelfEntropy};

@@ -45,6 +45,9 @@ pub struct ProbeLossSettings {
     /// `sign`, `indicator` or `off`; for `seppo` only (absent: `sign`).
     #[serde(default)]
     pub shaping: Option<Flipper>,
+    /// μ of the winner-preserving safeguard; absent or null is off.
+    #[serde(default)]
+    pub safeguard: Option<f64>,
 }
 
 fn training_steps() -> usize {
@@ -76,7 +79,7 @@ impl ProbeLossSettings {
             let expected = format!("off: method `{}` has no flipper", self.method);
             return Err(refused("shaping", &expected, &format!("{flipper:?}").to_lowercase()));
         }
-        let objective = Objective { beta: self.beta, entropy, clip: self.clip, flipper };
+        let objective = Objective { beta: self.beta, entropy, clip: self.clip, flipper, safeguard: self.safeguard };
         objective.check()?;
         Ok(objective)
     }

@@ -4,6 +4,7 @@ use seedpo_rollout::{Ddim, NoisePredictor, Transition};
 use tch::{Kind, Tensor};
 
 use super::pairs::Rows;
+use super::safeguard::{loser_scale, scale_gradient};
 use super::{Flipper, LossOutput, Objective, PairBatch, PairLatents, Side, denoising_error, pairwise_loss};
 use crate::{Error, Result};
 
@@ -119,6 +120,24 @@ enum PolicySides {
     Residuals([Tensor; 2]),
 }
 
+impl PolicySides {
+    /// ∂ℓ_θ/∂ε_θ of a side, `[B, C, h, w]`.
+    fn likelihood_gradient(&self, rows: &Rows, ddim: &Ddim, side: usize) -> Result<Tensor> {
+        match self {
+            Self::Residuals(residuals) => {
+                let per_row = residuals[side].numel() as f64 / residuals[side].size()[0] as f64;
+                Ok(&residuals[side] / per_row)
+            }
+            Self::Steps(steps) => {
+                let pairs = rows.sides[side].size()[0] as usize;
+                let slopes = rows.timesteps[..pairs].iter().map(|&t| ddim.mean_slope(t));
+                let slopes = slopes.collect::<seedpo_rollout::Result<Vec<_>>>()?;
+                Ok(steps[side].log_prob_gradient(&rows.sides[side], &slopes)?)
+            }
+        }
+    }
+}
+
 fn compare(
     rows: &Rows,
     ddim: &Ddim,
@@ -134,17 +153,12 @@ fn compare(
         let noise = &noise.to_device(noise_pred.device());
         let side = |s: usize| Side::denoising(&of(noise_pred, s), &of(noise_ref, s), noise);
         let residual = |s: usize| (noise - of(noise_pred, s)).detach();
+        let policy = PolicySides::Residuals([residual(0), residual(1)]);
         let error = |all: &Tensor| denoising_error(&of(all, 0), noise);
         let signs = objective.flipper.signs(&error(noise_pred), &error(noise_ref));
-        let output = pairwise_loss(
-            &side(0),
-            &side(1),
-            objective,
-            signs.as_ref(),
-            Some(&batch.decided),
-            batch.weights.as_deref(),
-        )?;
-        return Ok(Compared { output, policy: PolicySides::Residuals([residual(0), residual(1)]), signs });
+        let sides = [side(0), side(1)];
+        let output = guarded_loss(sides, rows, ddim, batch, objective, &policy, signs.as_ref())?;
+        return Ok(Compared { output, policy, signs });
     }
     if objective.flipper != Flipper::Off {
         return Err(Error::Setting {
@@ -158,10 +172,34 @@ fn compare(
     let policy = [part(0, noise_pred)?, part(1, noise_pred)?];
     let reference = [part(0, noise_ref)?, part(1, noise_ref)?];
     let side = |s: usize| Side::transition(&policy[s], &reference[s], &rows.sides[s]);
-    let mut output =
-        pairwise_loss(&side(0)?, &side(1)?, objective, None, Some(&batch.decided), batch.weights.as_deref())?;
-    output.kl = [policy[0].kl(&reference[0])?, policy[1].kl(&reference[1])?];
-    Ok(Compared { output, policy: PolicySides::Steps(policy), signs: None })
+    let (sides, kl) = ([side(0)?, side(1)?], [policy[0].kl(&reference[0])?, policy[1].kl(&reference[1])?]);
+    let policy = PolicySides::Steps(policy);
+    let output = guarded_loss(sides, rows, ddim, batch, objective, &policy, None)?;
+    Ok(Compared { output: LossOutput { kl, ..output }, policy, signs: None })
+}
+
+/// The pairwise loss, the loser's gradient scaled where the safeguard is on.
+fn guarded_loss(
+    [winner, mut loser]: [Side; 2],
+    rows: &Rows,
+    ddim: &Ddim,
+    batch: &PairBatch,
+    objective: &Objective,
+    policy: &PolicySides,
+    signs: Option<&Tensor>,
+) -> Result<LossOutput> {
+    let mut scale = None;
+    if let Some(mu) = objective.safeguard {
+        let gradient = |s: usize| policy.likelihood_gradient(rows, ddim, s);
+        let [pass_w, pass_l] = [&winner, &loser].map(|side| objective.clip.passes(&side.log_ratio));
+        let weight = signs.map_or_else(|| pass_l.shallow_clone(), |signs| &pass_l * signs);
+        let lambda = loser_scale(&gradient(0)?, &gradient(1)?, &pass_w, &weight, mu);
+        loser.log_ratio = scale_gradient(&loser.log_ratio, &lambda);
+        scale = Some(lambda);
+    }
+    let mut output = pairwise_loss(&winner, &loser, objective, signs, Some(&batch.decided), batch.weights.as_deref())?;
+    output.loser_scale = scale.unwrap_or(output.loser_scale);
+    Ok(output)
 }
 
 /// ∂loss/∂ε for every row of the U-Net pass, `[rows, C, h, w]` f32: the margin's slope times the likelihood's, 0 where
@@ -169,25 +207,20 @@ fn compare(
 fn noise_gradient(rows: &Rows, ddim: &Ddim, objective: &Objective, compared: &Compared) -> Result<Tensor> {
     let output = &compared.output;
     let pairs = output.pairs();
-    let likelihood = |s: usize| -> Result<Tensor> {
-        match &compared.policy {
-            PolicySides::Residuals(residuals) => Ok(&residuals[s] / (residuals[s].numel() as f64 / pairs as f64)),
-            PolicySides::Steps(steps) => {
-                let slopes = rows.timesteps[..pairs].iter().map(|&t| ddim.mean_slope(t));
-                let slopes = slopes.collect::<seedpo_rollout::Result<Vec<_>>>()?;
-                Ok(steps[s].log_prob_gradient(&rows.sides[s], &slopes)?)
-            }
-        }
-    };
     let margin_slope = output.margin_gradient(objective.beta);
     let side = |s: usize| -> Result<Tensor> {
         let passes = output.clipped[s].logical_not().to_kind(Kind::Float);
         let weight = (&margin_slope * passes).reshape([-1, 1, 1, 1]);
-        Ok(likelihood(s)? * weight)
+        Ok(compared.policy.likelihood_gradient(rows, ddim, s)? * weight)
     };
     let losers = match &compared.signs {
         Some(signs) => side(1)? * signs.reshape([-1, 1, 1, 1]),
         None => side(1)?,
+    };
+    // Multiplied only where the safeguard is on: without it nothing may change, not by rounding either.
+    let losers = match objective.safeguard {
+        Some(_) => losers * output.loser_scale.reshape([-1, 1, 1, 1]),
+        None => losers,
     };
     Ok(if rows.timesteps.len() == pairs { side(0)? - losers } else { Tensor::f_cat(&[side(0)?, -losers], 0)? })
 }

@@ -1,10 +1,12 @@
 //! One iteration: sample a prompt batch with the policy as it stands, then update on its pairs.
 
+use super::guarding::Turn;
 use super::rollout::RolloutContext;
 use super::samples::Samples;
 use super::tally::{Means, Tally};
 use super::{BARREN_LIMIT, Finished, Trainer, on_policy};
 use crate::error::{Error, Result};
+use crate::guard::{Trouble, Vitals};
 use crate::method::PairsFrom;
 use crate::metrics::{Record, UpdateMetrics, summary};
 use crate::objective::{PairBatch, accumulate_step_pairs};
@@ -39,8 +41,7 @@ impl Trainer<'_> {
         let conditioning = self.embeddings.conditioning(self.parts.model, &texts)?;
         if self.method.pairs == PairsFrom::Images {
             let (model, pairs) = (self.parts.model, &self.parts.image_pairs);
-            let samples =
-                self.encoded_pairs.samples(model, pairs, &slots, &self.latent_shape, self.parts.config.seed)?;
+            let samples = self.encoded_pairs.samples(model, pairs, &slots, &self.latent_shape, self.data_seed())?;
             return self.updates(&Iteration { index, texts, conditioning, merged: None }, &samples, observer, stop);
         }
         let merged = self.rollout_adapter.merge(&self.parts.model.unet)?;
@@ -50,6 +51,7 @@ impl Trainer<'_> {
             judge: self.parts.judge,
             ddim: &self.ddim,
             latent_shape: &self.latent_shape,
+            seed: self.data_seed(),
             stop,
         };
         let samples = context.samples(self.method.pairs, &slots, &texts, &conditioning, &merged, observer)?;
@@ -64,18 +66,23 @@ impl Trainer<'_> {
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<Finished> {
-        let order = NoiseKey::new(self.parts.config.seed, "pair-order").epoch(this.index);
+        let order = NoiseKey::new(self.data_seed(), "pair-order").epoch(this.index);
         let groups = samples.pairs.updates(self.parts.config.pairs_per_update(), order);
         self.count_barren(groups.is_empty())?;
         let first = self.position.updates_done as usize;
         for (turn, group) in groups.iter().enumerate().skip(first) {
-            let metrics = self.update(this, samples, group, turn == first, observer)?;
-            self.position.step += 1;
+            let turned = self.update(this, samples, group, turn == first, observer)?;
+            if let Turn::RolledBack = turned {
+                return Ok(Finished::Completed);
+            }
+            self.position.step += u64::from(matches!(turned, Turn::Applied(_)));
             self.position.updates_done += 1;
             if turn + 1 == groups.len() {
                 self.next_iteration();
             }
-            self.after_update(metrics, observer, stop)?;
+            if let Turn::Applied(metrics) = turned {
+                self.after_update(metrics, observer, stop)?;
+            }
             if stop.load(Ordering::Relaxed) {
                 return Ok(Finished::Interrupted);
             }
@@ -89,7 +96,7 @@ impl Trainer<'_> {
         Ok(Finished::Completed)
     }
 
-    fn next_iteration(&mut self) {
+    pub(super) fn next_iteration(&mut self) {
         self.position.iteration += 1;
         self.position.updates_done = 0;
     }
@@ -111,7 +118,7 @@ impl Trainer<'_> {
         })
     }
 
-    /// One optimizer step on a group of pairs.
+    /// One optimizer step on a group of pairs, if the guard lets it pass.
     fn update(
         &mut self,
         this: &Iteration,
@@ -119,31 +126,44 @@ impl Trainer<'_> {
         group: &[usize],
         first: bool,
         observer: &mut dyn Observer,
-    ) -> Result<UpdateMetrics> {
+    ) -> Result<Turn<UpdateMetrics>> {
         let started = Instant::now();
         let config = &self.parts.config;
-        let order = NoiseKey::new(config.seed, "time-order").epoch(this.index);
+        let order = NoiseKey::new(self.data_seed(), "time-order").epoch(this.index);
         let batches = samples.pairs.batches(group, config.train_batch_size as usize, config.micro_batch(), order)?;
         if !self.checked_on_policy && self.position.updates_done == 0 {
             self.check_on_policy(this, &batches[0])?;
             self.checked_on_policy = true;
         }
-        let (tally, rows) = self.accumulate(this, &batches, observer)?;
-        let mut gradients = self.gradients();
-        let grad_norm = clip_grad_norm(&mut gradients, self.parts.config.max_grad_norm)?;
-        if !grad_norm.is_finite() {
-            return Err(Error::NonFinite { what: "the gradient norm".into(), value: grad_norm });
-        }
-        let lr = self.parts.config.learning_rate * self.schedule.factor(self.position.step);
+        let (verdict, done) = match self.accumulate(this, &batches, observer) {
+            Err(Error::NonFinite { what, value }) => (self.guard.broken(Trouble::non_finite(what, value)), None),
+            Err(error) => return Err(error),
+            Ok((tally, rows)) => {
+                let mut gradients = self.gradients();
+                let grad_norm = clip_grad_norm(&mut gradients, self.parts.config.max_grad_norm)?;
+                let means = tally.means();
+                let winner_reward = self.parts.config.beta * means.log_ratio[0];
+                let verdict = self.guard.judge(&Vitals { loss: means.loss, winner_reward, grad_norm });
+                (verdict, Some((means, rows, gradients, grad_norm)))
+            }
+        };
+        let (means, rows, gradients, grad_norm) = match (self.carry_out(verdict, observer)?, done) {
+            (Turn::Applied(()), Some(done)) => done,
+            (Turn::RolledBack, _) => return Ok(Turn::RolledBack),
+            _ => return Ok(Turn::Skipped),
+        };
+        let lr = self.parts.config.learning_rate
+            * self.schedule.factor(self.position.step)
+            * self.guard.learning_rate_factor();
         self.optimizer.step(&gradients, lr)?;
         let branches = if self.parts.config.guidance_scale == 1.0 { 1 } else { 2 };
-        let mut metrics = self.metrics(this, samples, tally.means(), first);
+        let mut metrics = self.metrics(this, samples, means, first);
         metrics.grad_norm = grad_norm;
         metrics.learning_rate = lr;
         metrics.seconds_train = started.elapsed().as_secs_f64();
         // Policy and reference once each.
         metrics.unet_evaluations += 2 * branches * rows;
-        Ok(metrics)
+        Ok(Turn::Applied(metrics))
     }
 
     /// Adds up the gradients of all batches in the parameters' `.grad`; returns the statistics and U-Net rows.
@@ -212,6 +232,7 @@ impl Trainer<'_> {
             log_ratio_winner: means.log_ratio[0],
             log_ratio_loser: means.log_ratio[1],
             clip_fraction: means.clip_fraction,
+            loser_scale: self.objective.safeguard.map(|_| means.loser_scale),
             grad_norm: 0.0,
             learning_rate: 0.0,
             kl_to_reference: means.kl,

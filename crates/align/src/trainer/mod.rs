@@ -4,18 +4,21 @@ mod dataset;
 mod effective;
 mod embeddings;
 mod forecast;
+mod guarding;
 mod iteration;
 mod on_policy;
 mod pieces;
 mod preview;
 mod rollout;
 mod samples;
+mod state;
 mod stream;
 mod tally;
 
-use crate::checkpoint::{ADAPTER_FILE, Checkpoint, Position, ROLLOUT_ADAPTER_FILE};
+use crate::checkpoint::{ADAPTER_FILE, Checkpoint, GUARD_FILE, Position, ROLLOUT_ADAPTER_FILE};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
+use crate::guard::{Guard, GuardOptions};
 use crate::image_pairs::ImagePair;
 use crate::method::Method;
 use crate::metrics::Record;
@@ -29,6 +32,8 @@ use seedpo_judge::Judge;
 use seedpo_model::adapter::{KOHYA_FILE_NAME, LoraConfig, LoraInit};
 use seedpo_model::{Adapter, DiffusionModel};
 use seedpo_rollout::Ddim;
+use seedpo_tensor::files::write_atomic;
+use state::State;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 pub use stream::{PromptStream, Slot};
@@ -82,6 +87,11 @@ pub struct Trainer<'a> {
     /// The step whose previews exist.
     previewed: Option<u64>,
     checked_on_policy: bool,
+    guard: Guard,
+    /// The guard has ended the run.
+    guard_stopped: bool,
+    /// The step of the checkpoint that the last roll-back led to.
+    rolled_back_to: Option<u64>,
     /// Iterations in a row that gave no pair.
     barren: u32,
 }
@@ -114,29 +124,14 @@ impl<'a> Trainer<'a> {
         let (config, model) = (&parts.config, parts.model);
         let ddim = Ddim::new(&model.schedule, config.steps as usize, config.eta)?;
         let schedule = LrSchedule::from_settings(&config.lr_scheduler, config.lr_warmup_steps, config.max_train_steps)?;
-        let stream =
-            PromptStream::new(config.seed, parts.prompts.len(), config.prompts_per_iteration, config.num_train_epochs);
+        let stream = PromptStream::new(config.seed, 1, 1, 1);
         let latent_shape = latent_shape(config, model)?;
-        let adapter = match &checkpoint {
-            Some(checkpoint) => Adapter::load(&checkpoint.folder.join(ADAPTER_FILE), &model.unet)?,
-            None => Adapter::lora(&model.unet, &lora_config(config), config.seed)?,
-        };
-        let rollout_adapter = match &checkpoint {
-            Some(c) if c.position.updates_done > 0 => {
-                Adapter::load(&c.folder.join(ROLLOUT_ADAPTER_FILE), &model.unet)?.detached()
-            }
-            _ => adapter.detached(),
-        };
-        let mut optimizer = AdamW::new(adapter.trainable(), adamw_options(config));
-        let (mut position, mut saved) = (Position::default(), None);
-        if let Some(checkpoint) = checkpoint {
-            optimizer.load_state(checkpoint.optimizer, &checkpoint.folder)?;
-            position = checkpoint.position;
-            saved = Some((position.step, checkpoint.folder));
-        }
+        let State { adapter, rollout_adapter, optimizer, position, guard, saved } =
+            State::load(config, model, checkpoint)?;
+        let guard = Guard::new(GuardOptions::from_settings(config)?, guard);
         let scale = model.vae.config().scale_factor();
         let embeddings = Embeddings::new(model, (latent_shape[1] * scale, latent_shape[2] * scale))?;
-        Ok(Self {
+        let mut trainer = Self {
             objective: config.objective(),
             previewed: previewed_step(&parts.run, position.step)?,
             checked_on_policy: false,
@@ -155,7 +150,12 @@ impl<'a> Trainer<'a> {
             position,
             rollout_adapter,
             saved,
-        })
+            guard,
+            guard_stopped: false,
+            rolled_back_to: None,
+        };
+        trainer.stream = trainer.prompt_stream();
+        Ok(trainer)
     }
 
     /// Where the run stands.
@@ -195,8 +195,14 @@ impl<'a> Trainer<'a> {
             self.preview(observer, stop)?;
         }
         while !self.done() {
-            if stop.load(Ordering::Relaxed) || self.iteration(observer, stop)? == Finished::Interrupted {
+            if stop.load(Ordering::Relaxed) {
                 return Ok(Finished::Interrupted);
+            }
+            match self.iteration(observer, stop) {
+                Ok(Finished::Interrupted) => return Ok(Finished::Interrupted),
+                Ok(Finished::Completed) => {}
+                Err(error) if stop.load(Ordering::Relaxed) => return Err(error),
+                Err(error) => self.after_failed_iteration(error, observer)?,
             }
         }
         self.preview(observer, stop)?;
@@ -245,6 +251,8 @@ impl<'a> Trainer<'a> {
             if within_iteration {
                 self.rollout_adapter.save(&folder.join(ROLLOUT_ADAPTER_FILE))?;
             }
+            let guard = serde_json::to_string_pretty(&self.guard.state).unwrap_or_default();
+            write_atomic(&folder.join(GUARD_FILE), guard.as_bytes())?;
             Ok(())
         };
         let limit = self.parts.config.checkpoints_total_limit;

@@ -42,7 +42,7 @@ impl Trainer<'_> {
         self.previewed = Some(step);
         match &record {
             Record::Preview(metrics) => observer.on_preview_metrics(metrics).map_err(Error::Observer),
-            Record::Update(_) => Ok(()),
+            Record::Update(_) | Record::Guard(_) => Ok(()),
         }
     }
 

@@ -50,6 +50,8 @@ pub struct RolloutContext<'a> {
     pub ddim: &'a Ddim,
     /// Shape of one latent, `[C, h, w]`.
     pub latent_shape: &'a [i64],
+    /// Key of the noise.
+    pub seed: u64,
     /// Set when the user asks to stop.
     pub stop: &'a AtomicBool,
 }
@@ -74,7 +76,7 @@ impl RolloutContext<'_> {
             let start = i * chunk;
             let rows: Vec<usize> = (start..slots.len().min(start + chunk)).collect();
             let key = |&row: &usize| {
-                NoiseKey::new(self.config.seed, "rollout").epoch(slots[row].pass).prompt(slots[row].prompt as u64)
+                NoiseKey::new(self.seed, "rollout").epoch(slots[row].pass).prompt(slots[row].prompt as u64)
             };
             let keys: Vec<NoiseKey> = rows.iter().map(key).collect();
             let x_t = initial_noise(&keys, self.latent_shape).to_device(self.model.unet.device());

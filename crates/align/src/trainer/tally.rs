@@ -16,6 +16,7 @@ pub struct Tally {
     ratio: f64,
     clipped: f64,
     kl: f64,
+    loser_scale: f64,
 }
 
 /// The means of a [`Tally`].
@@ -35,6 +36,8 @@ pub struct Means {
     pub clip_fraction: f64,
     /// Mean per-element KL of a step to the reference.
     pub kl: f64,
+    /// Mean of what the safeguard multiplied the losers' gradients by.
+    pub loser_scale: f64,
 }
 
 impl Tally {
@@ -61,6 +64,7 @@ impl Tally {
             self.clipped += sum(&output.clipped[side]) / 2.0;
             self.kl += sum(&output.kl[side]) / 2.0;
         }
+        self.loser_scale += sum(&output.loser_scale);
         Ok(())
     }
 
@@ -75,6 +79,7 @@ impl Tally {
             ratio: self.ratio / n,
             clip_fraction: self.clipped / n,
             kl: self.kl / n,
+            loser_scale: self.loser_scale / n,
         }
     }
 }

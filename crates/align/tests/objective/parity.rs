@@ -71,6 +71,13 @@ fn seppo_equals_pytorch() {
 }
 
 #[test]
+fn the_safeguard_equals_the_condition_it_is_derived_from() {
+    for method in ["spo", "d3po", "diffusion-dpo", "seppo"] {
+        check(&format!("safeguard-{method}"));
+    }
+}
+
+#[test]
 fn inputs_that_do_not_fit_are_named() {
     let model = model();
     let policy = adapter("policy.safetensors", &model);

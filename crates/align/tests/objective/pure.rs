@@ -6,7 +6,13 @@ use seedpo_align::objective::{
 use tch::{Device, Kind, Tensor};
 
 pub fn objective(beta: f64, gamma: f64, form: EntropyForm, clip: Option<f64>) -> Objective {
-    Objective { beta, entropy: SelfEntropy::new(gamma, form).unwrap(), clip: Clip(clip), flipper: Flipper::Off }
+    Objective {
+        beta,
+        entropy: SelfEntropy::new(gamma, form).unwrap(),
+        clip: Clip(clip),
+        flipper: Flipper::Off,
+        safeguard: None,
+    }
 }
 
 fn side(log_ratio: &Tensor, reference: &Tensor) -> Side {
@@ -160,7 +166,13 @@ fn settings_out_of_range_are_named_and_negative_gamma_warns() {
     assert_eq!(SelfEntropy::new(0.5, EntropyForm::LiteralPower).unwrap().kappa(), 1.5);
     let x = draws();
     let refuse = |beta: f64, clip: Option<f64>| {
-        let objective = Objective { beta, entropy: SelfEntropy::default(), clip: Clip(clip), flipper: Flipper::Off };
+        let objective = Objective {
+            beta,
+            entropy: SelfEntropy::default(),
+            clip: Clip(clip),
+            flipper: Flipper::Off,
+            safeguard: None,
+        };
         pairwise_loss(&side(&x[0], &x[2]), &side(&x[1], &x[3]), &objective, None, None, None).unwrap_err().to_string()
     };
     assert!(refuse(-1.0, None).contains("beta") && refuse(f64::NAN, None).contains("beta"));

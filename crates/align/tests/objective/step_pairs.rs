@@ -43,6 +43,7 @@ fn settings(clip: Option<f64>, gamma: f64) -> Objective {
         entropy: SelfEntropy::new(gamma, EntropyForm::Flatten).unwrap(),
         clip: Clip(clip),
         flipper: Flipper::Off,
+        safeguard: None,
     }
 }
 
@@ -125,7 +126,8 @@ fn micro_batches_and_two_passes_give_the_gradient_of_one() {
         let (policy, reference) =
             (Counting::new(&model, Some(&adapter), &conditioning), Counting::new(&model, None, &conditioning));
         let flipper = if method == "seppo" { Flipper::Sign } else { Flipper::Off };
-        for objective in [settings(None, 0.5), settings(Some(0.1), 0.0)] {
+        let guarded = Objective { safeguard: Some(0.3), ..settings(None, 0.5) };
+        for objective in [settings(None, 0.5), settings(Some(0.1), 0.0), guarded] {
             let objective = Objective { flipper, ..objective };
             let run = |max_rows: usize| {
                 gradients(&adapter, || {
