@@ -13,6 +13,8 @@ use tch::Tensor;
 pub const ADAPTER_FILE: &str = "pytorch_lora_weights.safetensors";
 /// The adapter that drew the current iteration's samples, present when a checkpoint lies within an iteration.
 pub const ROLLOUT_ADAPTER_FILE: &str = "rollout_lora_weights.safetensors";
+/// The average of the adapter over updates, present where `ema_decay` is set; also at the top of a run folder.
+pub const EMA_ADAPTER_FILE: &str = "pytorch_lora_weights_ema.safetensors";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const POSITION_FILE: &str = "position.json";
 /// The guard's memory; absent in checkpoints of format 1.

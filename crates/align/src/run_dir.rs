@@ -4,6 +4,7 @@ use crate::checkpoint::{ADAPTER_FILE, Checkpoint};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::metrics::Record;
+use crate::optimizer::LrSchedule;
 use seedpo_tensor::files;
 use std::collections::BTreeMap;
 use std::fs;
@@ -255,7 +256,7 @@ const HASHED_KEYS: &[&str] = &["model", "prompts_file", "pairs_file"];
 
 /// The settings to resume with: the run's own, plus what `given` (flags and files of this start) may change.
 ///
-/// `max_train_steps` and `num_train_epochs` may grow (unless the schedule is a cosine, whose shape they fix); folders
+/// `max_train_steps` and `num_train_epochs` may grow (unless they fix the schedule's shape, as a cosine's); folders
 /// and the number of checkpoints kept are free; `model` and `prompts_file` may have moved (their content is compared by
 /// [`check_inputs`]). Errors: [`Error::Run`] naming every other key that differs.
 pub fn resume_settings(run: &RunDir, recorded: &TrainConfig, given: &Table) -> Result<TrainConfig> {
@@ -292,7 +293,7 @@ fn may_grow(recorded: &TrainConfig, key: &str, old: &toml::Value, new: &toml::Va
         (Some(old), Some(new)) => new == 0 || (old > 0 && new > old),
         _ => false,
     };
-    ["max_train_steps", "num_train_epochs"].contains(&key) && grows && recorded.lr_scheduler != "cosine"
+    ["max_train_steps", "num_train_epochs"].contains(&key) && grows && !LrSchedule::needs_length(&recorded.lr_scheduler)
 }
 
 fn flatten(table: &Table) -> Vec<(String, toml::Value)> {

@@ -3,6 +3,8 @@
 mod common;
 #[path = "trainer/guard.rs"]
 mod guard;
+#[path = "trainer/optimizing.rs"]
+mod optimizing;
 
 use seedpo_align::metrics::UpdateMetrics;
 use seedpo_align::{

@@ -253,6 +253,7 @@ pub fn heading(key: &str) -> &'static str {
         "candidates" | "divert_start_step" | "threshold" => "SPO's candidates",
         "safeguard" | "safeguard_mu" | "method" | "beta" | "entropy.gamma" | "entropy.form" | "clip" => "Objective",
         "rank" | "lora_alpha" | "lora_targets" => "Adapter",
+        "optimizer" | "ema_decay" => "Optimizer",
         _ if key.starts_with("adam") || key.starts_with("l") || key.starts_with("max_") => "Optimizer",
         _ if key.starts_with("train_") || key.starts_with("gradient") || key.starts_with("num_train") => "Optimizer",
         _ if key.starts_with("guard") => "Guards",

@@ -134,19 +134,25 @@ settings! {
          winner's error (docs/stability.md).";
     safeguard_mu: f64 = 0.0, "0 to 1",
         "μ of the safeguard: the share of the winner's own descent that must remain; published: 0.9 (SD1.5), 0.6 (SDXL).";
-    learning_rate: f64 = 6e-5, "above 0", "AdamW's learning rate: 6e-5 for spo, 3e-5 for d3po.";
+    learning_rate: f64 = 6e-5, "above 0", "The learning rate: 6e-5 for spo, 3e-5 for d3po.";
+    optimizer: String = "adamw".into(), "adamw | adafactor",
+        "The optimizer; adafactor (the public Diffusion-DPO code's for SDXL) keeps a fraction of AdamW's state.";
     adam_beta1: f64 = 0.9, "0 to below 1", "AdamW's β1.";
     adam_beta2: f64 = 0.999, "0 to below 1", "AdamW's β2.";
     adam_epsilon: f64 = 1e-8, "above 0", "AdamW's ε.";
-    adam_weight_decay: f64 = 1e-4, "0 or more", "AdamW's decoupled weight decay.";
+    adam_weight_decay: f64 = 1e-4, "0 or more", "Decoupled weight decay.";
     max_grad_norm: f64 = 1.0, "0 or more; 0 = off", "Gradients are scaled down to this norm.";
     rank: u64 = 4, "1 to 1024", "LoRA rank.";
     lora_alpha: f64 = 0.0, "0 or more; 0 = the rank", "LoRA alpha; the adapter's scale is alpha/rank.";
     lora_targets: Vec<String> = ["to_q", "to_k", "to_v", "to_out.0"].map(String::from).to_vec(),
         "names of attention projections", "The projections that get an adapter.";
-    lr_scheduler: String = "constant".into(), "constant | constant_with_warmup | cosine",
-        "Learning-rate schedule, equal to diffusers.optimization's; cosine needs max_train_steps.";
+    lr_scheduler: String = "constant".into(), "constant | constant_with_warmup | linear | cosine | cosine_with_restarts | polynomial",
+        "Learning-rate schedule, equal to diffusers.optimization's; all but the constant ones need max_train_steps.";
     lr_warmup_steps: u64 = 0, "0 or more", "Updates over which the learning rate rises from 0.";
+    lr_num_cycles: u64 = 1, "1 or more", "Half cosines of the schedule cosine_with_restarts.";
+    lr_power: f64 = 1.0, "above 0", "Power of the schedule polynomial, which ends at 1e-7.";
+    ema_decay: f64 = 0.0, "0 to below 1; 0 = off",
+        "Averages the adapter over updates as diffusers' EMAModel does, and saves it as a file of its own.";
     max_train_steps: u64 = 0, "0 or more; 0 = no limit", "Stop after this many updates.";
     num_train_epochs: u64 = 0, "0 or more; 0 = no limit", "Stop after this many passes over the prompts.";
     train_batch_size: u64 = 10, "1 or more",

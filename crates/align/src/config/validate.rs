@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::guard::GuardAction;
 use crate::method::{Method, PairsFrom};
 use crate::objective::EntropyForm;
-use crate::optimizer::LrSchedule;
+use crate::optimizer::{LrSchedule, Optimizer};
 use std::fmt::Debug;
 
 fn require(ok: bool, key: &str, found: impl Debug) -> Result<()> {
@@ -86,7 +86,11 @@ impl TrainConfig {
         require((1..=1024).contains(&self.rank), "rank", self.rank)?;
         require(self.lora_alpha.is_finite() && self.lora_alpha >= 0.0, "lora_alpha", self.lora_alpha)?;
         require(!self.lora_targets.is_empty(), "lora_targets", &self.lora_targets)?;
-        LrSchedule::from_settings(&self.lr_scheduler, self.lr_warmup_steps, self.max_train_steps).map(|_| ())
+        require(Optimizer::NAMES.contains(&self.optimizer.as_str()), "optimizer", &self.optimizer)?;
+        require((0.0..1.0).contains(&self.ema_decay), "ema_decay", self.ema_decay)?;
+        require(self.lr_num_cycles >= 1, "lr_num_cycles", self.lr_num_cycles)?;
+        require(self.lr_power.is_finite() && self.lr_power > 0.0, "lr_power", self.lr_power)?;
+        LrSchedule::from_settings(self).map(|_| ())
     }
 
     fn validate_run(&self) -> Result<()> {
@@ -174,7 +178,10 @@ mod tests {
             ("learning_rate", |c| c.learning_rate = f64::INFINITY),
             ("adam_beta2", |c| c.adam_beta2 = 1.0),
             ("rank", |c| c.rank = 0),
-            ("lr_scheduler", |c| c.lr_scheduler = "linear".into()),
+            ("optimizer", |c| c.optimizer = "sgd".into()),
+            ("ema_decay", |c| c.ema_decay = 1.0),
+            ("lr_power", |c| c.lr_power = 0.0),
+            ("lr_scheduler", |c| (c.lr_scheduler, c.max_train_steps, c.num_train_epochs) = ("linear".into(), 0, 1)),
             ("max_train_steps", |c| c.max_train_steps = 0),
             ("train_batch_size", |c| c.train_batch_size = 0),
             ("dtype", |c| c.dtype = "fp8".into()),

@@ -113,6 +113,7 @@ impl Trainer<'_> {
         run.roll_back(step)?;
         self.guard.rolled_back_to(state.guard);
         (self.adapter, self.rollout_adapter, self.optimizer) = (state.adapter, state.rollout_adapter, state.optimizer);
+        self.average = state.average;
         (self.position, self.saved, self.rolled_back_to) = (state.position, state.saved, Some(step));
         self.previewed = previewed_step(&run, step)?;
         self.stream = self.prompt_stream();

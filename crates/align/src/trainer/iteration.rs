@@ -156,6 +156,9 @@ impl Trainer<'_> {
             * self.schedule.factor(self.position.step)
             * self.guard.learning_rate_factor();
         self.optimizer.step(&gradients, lr)?;
+        if let Some(average) = &mut self.average {
+            average.step(&self.adapter, self.position.step + 1)?;
+        }
         let branches = if self.parts.config.guidance_scale == 1.0 { 1 } else { 2 };
         let mut metrics = self.metrics(this, samples, means, first);
         metrics.grad_norm = grad_norm;

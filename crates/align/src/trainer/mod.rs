@@ -15,7 +15,7 @@ mod state;
 mod stream;
 mod tally;
 
-use crate::checkpoint::{ADAPTER_FILE, Checkpoint, GUARD_FILE, Position, ROLLOUT_ADAPTER_FILE};
+use crate::checkpoint::{ADAPTER_FILE, Checkpoint, EMA_ADAPTER_FILE, GUARD_FILE, Position, ROLLOUT_ADAPTER_FILE};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::guard::{Guard, GuardOptions};
@@ -24,7 +24,7 @@ use crate::method::Method;
 use crate::metrics::Record;
 use crate::objective::Objective;
 use crate::observer::Observer;
-use crate::optimizer::{AdamW, AdamWOptions, LrSchedule};
+use crate::optimizer::{LrSchedule, Optimizer};
 use crate::run_dir::RunDir;
 use dataset::EncodedPairs;
 use embeddings::Embeddings;
@@ -33,7 +33,7 @@ use seedpo_model::adapter::{KOHYA_FILE_NAME, LoraConfig, LoraInit};
 use seedpo_model::{Adapter, DiffusionModel};
 use seedpo_rollout::Ddim;
 use seedpo_tensor::files::write_atomic;
-use state::State;
+use state::{Average, State};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 pub use stream::{PromptStream, Slot};
@@ -78,7 +78,8 @@ pub struct Trainer<'a> {
     embeddings: Embeddings,
     encoded_pairs: EncodedPairs,
     adapter: Adapter,
-    optimizer: AdamW,
+    optimizer: Optimizer,
+    average: Option<Average>,
     position: Position,
     /// The adapter (unmerged) that draws, or drew, the current iteration's samples.
     rollout_adapter: Adapter,
@@ -123,10 +124,10 @@ impl<'a> Trainer<'a> {
         let (method, warnings) = parts.config.validate()?;
         let (config, model) = (&parts.config, parts.model);
         let ddim = Ddim::new(&model.schedule, config.steps as usize, config.eta)?;
-        let schedule = LrSchedule::from_settings(&config.lr_scheduler, config.lr_warmup_steps, config.max_train_steps)?;
+        let schedule = LrSchedule::from_settings(config)?;
         let stream = PromptStream::new(config.seed, 1, 1, 1);
         let latent_shape = latent_shape(config, model)?;
-        let State { adapter, rollout_adapter, optimizer, position, guard, saved } =
+        let State { adapter, rollout_adapter, optimizer, average, position, guard, saved } =
             State::load(config, model, checkpoint)?;
         let guard = Guard::new(GuardOptions::from_settings(config)?, guard);
         let scale = model.vae.config().scale_factor();
@@ -147,6 +148,7 @@ impl<'a> Trainer<'a> {
             encoded_pairs: EncodedPairs::default(),
             adapter,
             optimizer,
+            average,
             position,
             rollout_adapter,
             saved,
@@ -231,9 +233,12 @@ impl<'a> Trainer<'a> {
         self.reached_max_steps() || self.stream.iteration(self.position.iteration).is_empty()
     }
 
-    /// The adapter at the top of the run folder, in diffusers' layout and in kohya's.
+    /// The adapter at the top of the run folder, in diffusers' layout and in kohya's, and its average.
     fn save_adapter(&self) -> Result<()> {
         let run = &self.parts.run;
+        if let Some(average) = &self.average {
+            average.adapter.save(&run.path().join(EMA_ADAPTER_FILE))?;
+        }
         self.adapter.save(&run.adapter())?;
         Ok(self.adapter.save_kohya(&run.path().join(KOHYA_FILE_NAME))?)
     }
@@ -250,6 +255,9 @@ impl<'a> Trainer<'a> {
             self.adapter.save(&folder.join(ADAPTER_FILE))?;
             if within_iteration {
                 self.rollout_adapter.save(&folder.join(ROLLOUT_ADAPTER_FILE))?;
+            }
+            if let Some(average) = &self.average {
+                average.adapter.save(&folder.join(EMA_ADAPTER_FILE))?;
             }
             let guard = serde_json::to_string_pretty(&self.guard.state).unwrap_or_default();
             write_atomic(&folder.join(GUARD_FILE), guard.as_bytes())?;
@@ -312,14 +320,5 @@ fn lora_config(config: &TrainConfig) -> LoraConfig {
         alpha: config.alpha(),
         targets: config.lora_targets.clone(),
         init: LoraInit::Gaussian,
-    }
-}
-
-fn adamw_options(config: &TrainConfig) -> AdamWOptions {
-    AdamWOptions {
-        beta1: config.adam_beta1,
-        beta2: config.adam_beta2,
-        epsilon: config.adam_epsilon,
-        weight_decay: config.adam_weight_decay,
     }
 }

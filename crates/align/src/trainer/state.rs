@@ -4,19 +4,39 @@ use std::path::PathBuf;
 
 use seedpo_model::{Adapter, DiffusionModel};
 
-use super::{adamw_options, lora_config};
-use crate::checkpoint::{ADAPTER_FILE, Checkpoint, Position, ROLLOUT_ADAPTER_FILE};
+use super::lora_config;
+use crate::checkpoint::{ADAPTER_FILE, Checkpoint, EMA_ADAPTER_FILE, Position, ROLLOUT_ADAPTER_FILE};
 use crate::config::TrainConfig;
 use crate::error::Result;
 use crate::guard::GuardState;
-use crate::optimizer::AdamW;
+use crate::optimizer::{Ema, Optimizer};
+
+/// The trained weights averaged over updates (`ema_decay`), as an adapter of its own.
+pub struct Average {
+    pub adapter: Adapter,
+    ema: Ema,
+}
+
+impl Average {
+    fn new(adapter: Adapter, decay: f64) -> Self {
+        let shadows = adapter.tensors().into_iter().map(|(_, tensor)| tensor).collect();
+        Self { ema: Ema::new(shadows, decay), adapter }
+    }
+
+    /// Takes in the adapter after update number `update`.
+    pub fn step(&mut self, trained: &Adapter, update: u64) -> Result<()> {
+        let tensors = trained.tensors();
+        self.ema.step(tensors.iter().map(|(_, tensor)| tensor), update)
+    }
+}
 
 /// Policy, optimizer, position and the guard's memory at one update.
 pub struct State {
     pub adapter: Adapter,
     /// The adapter (unmerged) that draws, or drew, the iteration's samples.
     pub rollout_adapter: Adapter,
-    pub optimizer: AdamW,
+    pub optimizer: Optimizer,
+    pub average: Option<Average>,
     pub position: Position,
     pub guard: GuardState,
     /// The checkpoint this was read from, and its step.
@@ -36,13 +56,19 @@ impl State {
             }
             _ => adapter.detached(),
         };
-        let mut optimizer = AdamW::new(adapter.trainable(), adamw_options(config));
+        let mut optimizer = Optimizer::from_settings(config, adapter.trainable())?;
+        let average = match &checkpoint {
+            _ if config.ema_decay == 0.0 => None,
+            Some(c) => Some(Adapter::load(&c.folder.join(EMA_ADAPTER_FILE), &model.unet)?.detached()),
+            None => Some(adapter.detached()),
+        };
+        let average = average.map(|average| Average::new(average, config.ema_decay));
         let (mut position, mut saved, mut guard) = (Position::default(), None, GuardState::default());
         if let Some(checkpoint) = checkpoint {
             optimizer.load_state(checkpoint.optimizer, &checkpoint.folder)?;
             (position, guard) = (checkpoint.position, checkpoint.guard);
             saved = Some((position.step, checkpoint.folder));
         }
-        Ok(Self { adapter, rollout_adapter, optimizer, position, guard, saved })
+        Ok(Self { adapter, rollout_adapter, optimizer, average, position, guard, saved })
     }
 }

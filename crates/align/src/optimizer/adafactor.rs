@@ -1,0 +1,157 @@
+//! Adafactor.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+
+use super::saved::Saved;
+use crate::error::Result;
+
+/// Added to squared gradients.
+const EPSILON: f64 = 1e-30;
+/// The second moment's decay at update t is 1 − t^this.
+const DECAY_RATE: f64 = -0.8;
+/// Updates are scaled down to this root mean square.
+const CLIP_THRESHOLD: f64 = 1.0;
+
+/// Adafactor, step for step equal to `transformers.Adafactor` as the public Diffusion-DPO code calls it for SDXL:
+/// `clip_threshold=1.0, scale_parameter=False, relative_step=False`, no first moment.
+///
+/// The second moment of a parameter with two or more dimensions is kept as the means of its rows and columns (the last two
+/// dimensions), f32. Source: Shazeer & Stern 2018; `transformers/optimization.py`.
+#[derive(Debug)]
+pub struct Adafactor {
+    weight_decay: f64,
+    parameters: Vec<(String, Tensor)>,
+    moments: Vec<Moment>,
+    steps: u64,
+}
+
+/// A parameter's second moment.
+#[derive(Debug)]
+enum Moment {
+    Factored { row: Tensor, column: Tensor },
+    Whole(Tensor),
+}
+
+impl Moment {
+    fn zeros(parameter: &Tensor) -> Self {
+        let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, parameter.device()));
+        match shapes(&parameter.size()) {
+            Some([row, column]) => Self::Factored { row: zeros(&row), column: zeros(&column) },
+            None => Self::Whole(zeros(&parameter.size())),
+        }
+    }
+
+    /// Takes in squared gradients and gives 1/√ of the estimate.
+    fn inverse_root(&mut self, squares: &Tensor, beta2: f64) -> Result<Tensor> {
+        let update = |moment: &mut Tensor, fresh: &Tensor| -> Result<()> {
+            let _ = moment.f_mul_scalar_(beta2)?.f_add_(&(fresh * (1.0 - beta2)))?;
+            Ok(())
+        };
+        match self {
+            Self::Whole(moment) => {
+                update(moment, squares)?;
+                Ok(moment.f_rsqrt()?)
+            }
+            Self::Factored { row, column } => {
+                update(row, &mean(squares, -1)?)?;
+                update(column, &mean(squares, -2)?)?;
+                let share = row.f_div(&row.f_mean_dim(-1, true, None)?)?;
+                Ok(share.f_rsqrt()?.f_unsqueeze(-1)?.f_mul(&column.f_unsqueeze(-2)?.f_rsqrt()?)?)
+            }
+        }
+    }
+}
+
+fn mean(values: &Tensor, dim: i64) -> Result<Tensor> {
+    Ok(values.f_mean_dim(dim, false, None)?)
+}
+
+/// Shapes of the means over the last and the last but one dimension; none for vectors and scalars.
+fn shapes(shape: &[i64]) -> Option<[Vec<i64>; 2]> {
+    let last = shape.len().checked_sub(2)?;
+    let without = |dim: usize| {
+        let mut kept = shape.to_vec();
+        kept.remove(dim);
+        kept
+    };
+    Some([without(last + 1), without(last)])
+}
+
+impl Adafactor {
+    /// An optimizer over named f32 parameters (the tensors are shared, and updated in place). `weight_decay` is 0 or more,
+    /// decoupled.
+    pub fn new(parameters: Vec<(String, Tensor)>, weight_decay: f64) -> Self {
+        let moments = parameters.iter().map(|(_, p)| Moment::zeros(p)).collect();
+        Self { weight_decay, parameters, moments, steps: 0 }
+    }
+
+    /// The parameters, in the order gradients are given.
+    pub fn parameters(&self) -> &[(String, Tensor)] {
+        &self.parameters
+    }
+
+    /// One update with learning rate `lr`; `gradients` in the order of [`Adafactor::parameters`], same shapes.
+    ///
+    /// Errors: [`crate::Error::Torch`] if a shape differs.
+    pub fn step(&mut self, gradients: &[Tensor], lr: f64) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        self.steps += 1;
+        let beta2 = 1.0 - (self.steps as f64).powf(DECAY_RATE);
+        for ((gradient, moment), (_, parameter)) in gradients.iter().zip(&mut self.moments).zip(&self.parameters) {
+            let squares = gradient.f_mul(gradient)?.f_add_scalar(EPSILON)?;
+            let mut update = moment.inverse_root(&squares, beta2)?.f_mul(gradient)?;
+            let rms = update.f_norm()?.f_div_scalar((update.numel() as f64).sqrt())?;
+            let _ = update.f_div_(&rms.f_div_scalar(CLIP_THRESHOLD)?.f_clamp_min(1.0)?)?.f_mul_scalar_(lr)?;
+            let mut parameter = parameter.shallow_clone();
+            if self.weight_decay != 0.0 {
+                let decay = parameter.f_mul_scalar(-self.weight_decay * lr)?;
+                let _ = parameter.f_add_(&decay)?;
+            }
+            let _ = parameter.f_sub_(&update)?;
+        }
+        Ok(())
+    }
+
+    /// The state as tensors: `row.<name>` and `column.<name>`, or `second.<name>`, on the CPU, and `steps`.
+    pub fn state(&self) -> BTreeMap<String, Tensor> {
+        let mut state = BTreeMap::from([("steps".to_string(), Tensor::from_slice(&[self.steps as i64]))]);
+        let mut put = |prefix: &str, name: &str, tensor: &Tensor| {
+            state.insert(format!("{prefix}.{name}"), tensor.detach().to_device(Device::Cpu));
+        };
+        for ((name, _), moment) in self.parameters.iter().zip(&self.moments) {
+            match moment {
+                Moment::Whole(second) => put("second", name, second),
+                Moment::Factored { row, column } => {
+                    put("row", name, row);
+                    put("column", name, column);
+                }
+            }
+        }
+        state
+    }
+
+    /// Takes back what [`Adafactor::state`] gave, bit for bit. `path` is where it came from, for errors.
+    ///
+    /// Errors: [`crate::Error::Run`] naming the first tensor that is missing, surplus or misshaped; nothing is changed then.
+    pub fn load_state(&mut self, state: BTreeMap<String, Tensor>, path: &Path) -> Result<()> {
+        let mut saved = Saved::new(state, path);
+        let steps = saved.steps()?;
+        let mut moment = |(name, parameter): &(String, Tensor)| -> Result<Moment> {
+            let mut take =
+                |prefix: &str, shape: &[i64]| saved.take(&format!("{prefix}.{name}"), shape, parameter.device());
+            match shapes(&parameter.size()) {
+                Some([row, column]) => {
+                    Ok(Moment::Factored { row: take("row", &row)?, column: take("column", &column)? })
+                }
+                None => Ok(Moment::Whole(take("second", &parameter.size())?)),
+            }
+        };
+        let moments = self.parameters.iter().map(&mut moment).collect::<Result<Vec<_>>>()?;
+        saved.finish()?;
+        (self.moments, self.steps) = (moments, steps);
+        Ok(())
+    }
+}
