@@ -1,0 +1,161 @@
+//! Collects pairs and counts while a layout is read.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use crate::pairs::{Options, Pairs, Picture, Row};
+use crate::report::{BadRow, Reason, Report};
+use crate::table::Shard;
+
+/// Where a row comes from: an index into the sources, and its number there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub source: u32,
+    pub number: u32,
+}
+
+/// What a row says, pictures already registered. Scores: higher is better.
+pub(crate) struct Ranked<'a> {
+    pub prompt: &'a str,
+    pub pictures: &'a [u32],
+    pub scores: &'a [f64],
+    /// The generator of each picture, where known.
+    pub generators: Option<&'a [String]>,
+}
+
+/// A row's fault.
+pub(crate) type Fault = (Reason, String);
+
+pub(crate) struct Builder<'a> {
+    options: &'a Options,
+    prompts: Vec<Box<str>>,
+    prompt_ids: HashMap<Box<str>, u32>,
+    pictures: Vec<Picture>,
+    rows: Vec<Row>,
+    sources: Vec<(String, &'static str)>,
+    shards: Vec<Shard>,
+    report: Report,
+}
+
+impl<'a> Builder<'a> {
+    pub fn new(options: &'a Options) -> Self {
+        Self {
+            options,
+            prompts: Vec::new(),
+            prompt_ids: HashMap::new(),
+            pictures: Vec::new(),
+            rows: Vec::new(),
+            sources: Vec::new(),
+            shards: Vec::new(),
+            report: Report::default(),
+        }
+    }
+
+    /// Names a file that rows come from; `unit` is what a row is called there.
+    pub fn source(&mut self, path: &Path, unit: &'static str) -> u32 {
+        let name = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
+        self.sources.push((name, unit));
+        self.sources.len() as u32 - 1
+    }
+
+    /// Adds a parquet file; returns its index.
+    pub fn shard(&mut self, shard: Shard) -> u32 {
+        self.shards.push(shard);
+        self.shards.len() as u32 - 1
+    }
+
+    /// Registers a picture.
+    pub fn picture(&mut self, picture: Picture) -> u32 {
+        self.pictures.push(picture);
+        self.pictures.len() as u32 - 1
+    }
+
+    /// Counts a row, which then is either used or bad.
+    pub fn row(&mut self, place: Place, used: Result<(), Fault>) {
+        self.report.rows += 1;
+        self.fault(place, used);
+    }
+
+    /// Counts a row as bad that was counted as a row before.
+    pub fn fault(&mut self, place: Place, used: Result<(), Fault>) {
+        if let Err((reason, detail)) = used {
+            let (name, unit) = &self.sources[place.source as usize];
+            self.report.add_bad(BadRow { place: format!("{name} {unit} {}", place.number), reason, detail });
+        }
+    }
+
+    /// A picture that is preferred to another, or to none.
+    pub fn pair(&mut self, place: Place, prompt: &str, winner: u32, loser: Option<u32>) -> Result<(), Fault> {
+        let loser = match loser {
+            _ if self.options.winners_only => None,
+            None => return Err((Reason::NoLoser, "only a winner; this method needs a loser too".into())),
+            loser => loser,
+        };
+        let prompt = self.prompt(prompt)?;
+        let Place { source, number } = place;
+        self.rows.push(Row { prompt, winner, loser: loser.unwrap_or(u32::MAX), source, number });
+        Ok(())
+    }
+
+    /// All pairs of a ranking whose scores differ, the first picture of each in file order; ties are counted. Where only
+    /// winners are wanted: its best pictures.
+    pub fn ranking(&mut self, place: Place, ranked: &Ranked) -> Result<(), Fault> {
+        let Ranked { prompt, pictures, scores, .. } = ranked;
+        if pictures.len() != scores.len() || pictures.len() < 2 {
+            let detail = format!(
+                "expected at least two pictures and a label each, found {} and {}",
+                pictures.len(),
+                scores.len()
+            );
+            return Err((Reason::WrongType, detail));
+        }
+        if let Some(bad) = scores.iter().find(|score| !score.is_finite()) {
+            return Err((Reason::NoLabel, format!("expected a number as label, found {bad}")));
+        }
+        let best = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let mut won = vec![false; pictures.len()];
+        for first in 0..pictures.len() {
+            for second in first + 1..pictures.len() {
+                if !self.wanted(ranked, first, second) {
+                    self.report.other_generators += 1;
+                } else if scores[first] == scores[second] {
+                    self.report.ties += 1;
+                } else {
+                    let (winner, loser) =
+                        if scores[first] > scores[second] { (first, second) } else { (second, first) };
+                    if !self.options.winners_only {
+                        self.pair(place, prompt, pictures[winner], Some(pictures[loser]))?;
+                    } else if scores[winner] == best && !std::mem::replace(&mut won[winner], true) {
+                        self.pair(place, prompt, pictures[winner], None)?;
+                    }
+                }
+            }
+        }
+        self.prompt(prompt).map(|_| ())
+    }
+
+    fn wanted(&self, ranked: &Ranked, first: usize, second: usize) -> bool {
+        let asked = self.options.generator.to_lowercase();
+        let of = |i: usize| ranked.generators.and_then(|names| names.get(i)).map(|name| name.to_lowercase());
+        asked.is_empty() || [first, second].into_iter().all(|i| of(i).is_some_and(|name| name.contains(&asked)))
+    }
+
+    fn prompt(&mut self, prompt: &str) -> Result<u32, Fault> {
+        if prompt.trim().is_empty() {
+            return Err((Reason::NoPrompt, "the prompt is empty".into()));
+        }
+        if let Some(&id) = self.prompt_ids.get(prompt) {
+            return Ok(id);
+        }
+        let id = self.prompts.len() as u32;
+        self.prompts.push(prompt.into());
+        self.prompt_ids.insert(prompt.into(), id);
+        Ok(id)
+    }
+
+    pub fn finish(self, path: &Path, layout: &'static str) -> Pairs {
+        let Self { prompts, pictures, rows, sources, shards, mut report, .. } = self;
+        report.pairs = rows.len() as u64;
+        Pairs { path: path.into(), layout, prompts, pictures, rows, sources, shards, report }
+    }
+}
