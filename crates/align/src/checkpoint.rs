@@ -70,16 +70,15 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Writes `checkpoint-<step>` in `run`; `adapters` writes the adapter files into the folder it is given.
     ///
-    /// Keeps the newest `limit` checkpoints (0 = all). A checkpoint of this step that already exists is left as it is.
+    /// A checkpoint of this step that already exists is left as it is; older ones are left to [`Checkpoint::prune`].
     /// Errors: no space and the like; the temporary folder is removed and every older checkpoint stays intact.
     pub fn save(
         run: &Path,
         position: Position,
         optimizer: &BTreeMap<String, Tensor>,
-        limit: u64,
         adapters: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
-        let target = run.join(format!("{PREFIX}{}", position.step));
+        let target = run.join(Self::folder_name(position.step));
         if target.exists() {
             return Ok(target);
         }
@@ -99,21 +98,27 @@ impl Checkpoint {
             Ok(())
         };
         write().inspect_err(|_| drop(fs::remove_dir_all(&temporary)))?;
-        Self::prune(run, limit);
         Ok(target)
     }
 
-    /// Deletes all but the newest `limit`. Failing to delete is not an error: the run goes on.
-    fn prune(run: &Path, limit: u64) {
+    /// The folder of a checkpoint, within its run's.
+    pub fn folder_name(step: u64) -> String {
+        format!("{PREFIX}{step}")
+    }
+
+    /// Deletes all but the newest `limit` (0 = all) and that of update `best`. Failing to delete is not an error: the run
+    /// goes on.
+    pub fn prune(run: &Path, limit: u64, best: Option<u64>) {
         let steps = Self::list(run).unwrap_or_default();
         let surplus = if limit == 0 { 0 } else { steps.len().saturating_sub(limit as usize) };
-        steps[..surplus].iter().for_each(|step| Self::discard(run, *step));
+        let doomed = steps[..surplus].iter().filter(|step| best != Some(**step));
+        doomed.for_each(|step| Self::discard(run, *step));
     }
 
     fn discard(run: &Path, step: u64) {
         // Renamed first, so that a kill in between never leaves half a checkpoint under a valid name.
         let doomed = run.join(format!(".{PREFIX}{step}.old.tmp"));
-        if fs::rename(run.join(format!("{PREFIX}{step}")), &doomed).is_ok() {
+        if fs::rename(run.join(Self::folder_name(step)), &doomed).is_ok() {
             let _ = fs::remove_dir_all(&doomed);
         }
     }
@@ -141,7 +146,7 @@ impl Checkpoint {
 
     /// The checkpoint of an update. Errors: as [`Checkpoint::load`].
     pub fn of_step(run: &Path, step: u64) -> Result<Self> {
-        Self::load(&run.join(format!("{PREFIX}{step}")))
+        Self::load(&run.join(Self::folder_name(step)))
     }
 
     /// Reads a checkpoint folder.
@@ -199,9 +204,11 @@ mod tests {
     fn save(run: &Path, step: u64, limit: u64) -> Result<PathBuf> {
         let optimizer = BTreeMap::from([("steps".to_string(), Tensor::from_slice(&[step as i64]))]);
         let position = Position { step, iteration: step / 2, updates_done: step % 2 };
-        Checkpoint::save(run, position, &optimizer, limit, |f| {
+        let saved = Checkpoint::save(run, position, &optimizer, |f| {
             Ok(files::write_atomic(&f.join(ADAPTER_FILE), b"adapter")?)
-        })
+        });
+        Checkpoint::prune(run, limit, Some(2));
+        saved
     }
 
     #[test]
@@ -210,11 +217,11 @@ mod tests {
         for step in [2, 9, 10, 11] {
             save(run.path(), step, 2).unwrap();
         }
-        assert_eq!(Checkpoint::list(run.path()).unwrap(), [10, 11]);
+        assert_eq!(Checkpoint::list(run.path()).unwrap(), [2, 10, 11], "the best one and the newest two");
         let latest = Checkpoint::latest(run.path()).unwrap().unwrap();
         assert_eq!(latest.position, Position { step: 11, iteration: 5, updates_done: 1 });
         assert_eq!(latest.optimizer["steps"].int64_value(&[0]), 11);
-        assert_eq!(fs::read_dir(run.path()).unwrap().count(), 2);
+        assert_eq!(fs::read_dir(run.path()).unwrap().count(), 3);
     }
 
     #[test]
@@ -225,7 +232,7 @@ mod tests {
             fs::write(folder.join(ADAPTER_FILE), b"half").unwrap();
             Err(seedpo_tensor::Error::NoSpace { path: folder.join(ADAPTER_FILE) }.into())
         };
-        let error = Checkpoint::save(run.path(), Position { step: 2, ..Default::default() }, &BTreeMap::new(), 1, full);
+        let error = Checkpoint::save(run.path(), Position { step: 2, ..Default::default() }, &BTreeMap::new(), full);
         assert!(error.unwrap_err().to_string().contains("no space left"));
         assert_eq!(fs::read_dir(run.path()).unwrap().count(), 1);
         assert_eq!(Checkpoint::latest(run.path()).unwrap().unwrap().position.step, 1);

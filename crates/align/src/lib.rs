@@ -3,6 +3,7 @@
 //! A method is data on four axes ([`Method`]); [`TrainConfig`] is every setting of a run; the trainer has one loop for
 //! all methods and tells an [`Observer`] what happens.
 
+pub mod best;
 pub mod checkpoint;
 pub mod config;
 mod error;

@@ -161,11 +161,26 @@ impl RunDir {
         let path = self.path.join(CONFIG_FILE);
         let origin = path.display().to_string();
         let text = files::read_text(&path)?;
-        let config = TrainConfig::from_toml(&text, &origin)?;
         let table = text.parse::<Table>().unwrap_or_default();
+        let config = TrainConfig::from_toml(&text, &origin).map_err(|error| self.of_another_version(error, &table))?;
         let inputs = table.get("inputs").cloned().map(toml::Value::try_into::<InputHashes>).transpose();
         let inputs = inputs.map_err(|e| Error::Config { origin, reason: format!("[inputs]: {e}") })?;
         Ok((config, inputs.unwrap_or_default()))
+    }
+
+    /// `error` about the settings, with the version that wrote them where it is another one.
+    fn of_another_version(&self, error: Error, table: &Table) -> Error {
+        let ours = env!("CARGO_PKG_VERSION");
+        match table.get("run").and_then(|run| run.get("seedpo")?.as_str()) {
+            Some(theirs) if theirs != ours => Error::Run {
+                path: self.path.clone(),
+                reason: format!(
+                    "{error}; the run was made by seedpo {theirs}, this is {ours}: continue it with that version, or \
+                     start a new run"
+                ),
+            },
+            _ => error,
+        }
     }
 
     /// Appends a line to metrics.jsonl.
@@ -248,7 +263,7 @@ fn latest_run(output_dir: &Path, name: &str) -> Result<PathBuf> {
 }
 
 /// Keys whose change does not change what is computed.
-const FREE_KEYS: &[&str] = &["resume", "output_dir", "name", "checkpoints_total_limit"];
+const FREE_KEYS: &[&str] = &["resume", "output_dir", "name", "checkpoints_total_limit", "checkpoint_metric"];
 /// Keys whose `auto` a run resolves when it begins.
 const CHOSEN_KEYS: &[&str] = &["dtype", "vae_dtype"];
 /// Keys that name inputs whose content is compared by hash instead.

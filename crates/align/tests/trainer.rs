@@ -1,5 +1,7 @@
 //! The training loop on a tiny random model: identities, resume, stopping, and what happens when something goes wrong.
 
+#[path = "trainer/checkpoints.rs"]
+mod checkpoints;
 mod common;
 #[path = "trainer/guard.rs"]
 mod guard;

@@ -140,6 +140,41 @@ fn runs_killed_at_random_moments_end_with_the_same_adapter() {
     println!("{kills} kills in {launches} launches, {before_folder} before the run folder existed");
 }
 
+/// Every update writes a checkpoint, an average and best.json; the kill comes while one is half-written.
+#[test]
+fn runs_killed_while_they_write_checkpoints_end_with_the_same_adapter() {
+    let room = Room::new();
+    let often =
+        "checkpointing_steps = 1\noptimizer = \"adafactor\"\nema_decay = 0.9\ncheckpoint_metric = \"accuracy\"\n";
+    let settings = COMMON.replace("checkpointing_steps = 2\n", often);
+    room.write("run.toml", format!("{settings}guard = \"roll-back\"\n{D3PO}"));
+    assert!(finish(&room, start(&room, "whole")).success());
+    let half_written = |run: &Path| {
+        let names = fs::read_dir(run).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        names.into_iter().any(|name| name.to_string_lossy().starts_with(".checkpoint-"))
+    };
+    let run = room.path("runs/killed");
+    let (wanted, mut within) = (kills_wanted() / 4, 0);
+    for kill in 0..200 {
+        let mut child = start(&room, "killed");
+        if within < wanted {
+            // Each time a little later within the writing.
+            while child.try_wait().unwrap().is_none() && !half_written(&run) {}
+            std::thread::sleep(Duration::from_micros(300 * kill));
+            let _ = child.kill();
+            child.wait().unwrap();
+            within += usize::from(half_written(&run));
+            continue;
+        }
+        assert!(finish(&room, child).success());
+        break;
+    }
+    assert!(within >= wanted, "{within} of {wanted} kills fell within the writing of a checkpoint");
+    assert_same(&room.path("runs/whole"), &run);
+    let average = |run: &Path| fs::read(run.join("pytorch_lora_weights_ema.safetensors")).unwrap();
+    assert!(average(&room.path("runs/whole")) == average(&run));
+}
+
 #[test]
 fn sigterm_saves_and_exits_130_and_the_run_goes_on() {
     let room = room(SPO);

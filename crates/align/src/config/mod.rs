@@ -189,7 +189,10 @@ settings! {
         "Decode pictures larger than the autoencoder's own size in overlapping tiles: less memory, faint seams.";
     device: String = "auto".into(), "auto | cpu | cuda | cuda:N", "Where the model runs.";
     checkpointing_steps: u64 = 50, "1 or more", "A checkpoint every so many updates, and at the end.";
-    checkpoints_total_limit: u64 = 3, "0 or more; 0 = keep all", "Older checkpoints are deleted.";
+    checkpoints_total_limit: u64 = 3, "0 or more; 0 = keep all", "Older checkpoints are deleted, except the best one.";
+    checkpoint_metric: String = String::new(), "reward | heldout | accuracy; empty = none",
+        "Keep the best checkpoint too, by the judge's or the held-out judge's mean score of its previews, or by the implicit \
+         accuracy of the updates up to it; best.json names it.";
     validation_prompts: Vec<String> = Vec::new(), "any; empty = the first four training prompts",
         "Prompts of the preview grids, drawn with the same noise every time.";
     validation_steps: u64 = 50, "0 or more; 0 = no previews",

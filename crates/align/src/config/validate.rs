@@ -1,6 +1,7 @@
 //! Range checks that need no model: each error names the key, what is accepted and what was found.
 
 use super::{TrainConfig, keys};
+use crate::best::CheckpointMetric;
 use crate::error::{Error, Result};
 use crate::guard::GuardAction;
 use crate::method::{Method, PairsFrom};
@@ -25,6 +26,7 @@ impl TrainConfig {
         self.validate_optimizer()?;
         self.validate_run()?;
         self.validate_guard()?;
+        self.validate_checkpoint_metric()?;
         Ok((method, self.warnings(&method)))
     }
 
@@ -116,6 +118,23 @@ impl TrainConfig {
         require((1..=64).contains(&images), "validation_images_per_prompt", images)
     }
 
+    fn validate_checkpoint_metric(&self) -> Result<()> {
+        let Some(metric) = CheckpointMetric::by_name(&self.checkpoint_metric) else {
+            return require(self.checkpoint_metric.is_empty(), "checkpoint_metric", &self.checkpoint_metric);
+        };
+        let refuse =
+            |key: &str, expected: String, found: String| Err(Error::Setting { key: key.into(), expected, found });
+        if metric == CheckpointMetric::Heldout && self.heldout_judge.is_empty() {
+            return refuse("heldout_judge", "a judge, which checkpoint_metric names".into(), "none".into());
+        }
+        let (previews, every) = (self.validation_steps, self.checkpointing_steps);
+        if metric.needs_previews() && (previews == 0 || every % previews != 0) {
+            let expected = format!("a divisor of checkpointing_steps ({every}), so that every checkpoint has previews");
+            return refuse("validation_steps", expected, previews.to_string());
+        }
+        Ok(())
+    }
+
     fn validate_guard(&self) -> Result<()> {
         GuardAction::by_name(&self.guard)?;
         for (key, factor) in
@@ -187,6 +206,9 @@ mod tests {
             ("dtype", |c| c.dtype = "fp8".into()),
             ("vae_dtype", |c| c.vae_dtype = "fp16".into()),
             ("checkpointing_steps", |c| c.checkpointing_steps = 0),
+            ("checkpoint_metric", |c| c.checkpoint_metric = "speed".into()),
+            ("heldout_judge", |c| c.checkpoint_metric = "heldout".into()),
+            ("validation_steps", |c| (c.checkpoint_metric, c.validation_steps) = ("reward".into(), 7)),
             ("guard", |c| c.guard = "roll".into()),
             ("guard_back_off", |c| c.guard_back_off = 0.0),
             ("guard_window", |c| c.guard_window = 5),

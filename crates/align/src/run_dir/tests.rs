@@ -46,6 +46,17 @@ fn settings_and_hashes_are_read_back() {
 }
 
 #[test]
+fn settings_of_another_version_say_which() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = create(folder.path());
+    let path = run.path().join(CONFIG_FILE);
+    let text = fs::read_to_string(&path).unwrap().replace("seedpo = \"0.1.0\"", "seedpo = \"9.8.7\"");
+    fs::write(&path, text.replace("beta =", "warp = 3\nbeta =")).unwrap();
+    let message = run.recorded().unwrap_err().to_string();
+    assert!(["`warp`", "9.8.7", env!("CARGO_PKG_VERSION")].iter().all(|part| message.contains(part)), "{message}");
+}
+
+#[test]
 fn rewinding_drops_later_lines_and_a_torn_one() {
     let folder = tempfile::tempdir().unwrap();
     let run = create(folder.path());
@@ -74,7 +85,7 @@ fn resume_finds_the_run_it_is_told() {
     assert!(of("latest", "other").unwrap_err().to_string().contains("called other"));
     assert!(of("no/such/run", "").unwrap_err().to_string().contains("no/such/run"));
     let position = crate::checkpoint::Position { step: 4, iteration: 2, updates_done: 0 };
-    let saved = Checkpoint::save(run.path(), position, &BTreeMap::new(), 0, |_| Ok(())).unwrap();
+    let saved = Checkpoint::save(run.path(), position, &BTreeMap::new(), |_| Ok(())).unwrap();
     assert!(of(run.path().to_str().unwrap(), "").unwrap().1);
     assert_eq!(of(saved.to_str().unwrap(), "").unwrap(), (run, true));
 }

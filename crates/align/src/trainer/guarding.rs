@@ -120,6 +120,7 @@ impl Trainer<'_> {
         if self.saved.is_some() {
             self.save_adapter()?;
         }
+        self.keep_best()?;
         Ok(step)
     }
 }

@@ -15,6 +15,7 @@ mod state;
 mod stream;
 mod tally;
 
+use crate::best::{CheckpointMetric, best_checkpoint, write_best};
 use crate::checkpoint::{ADAPTER_FILE, Checkpoint, EMA_ADAPTER_FILE, GUARD_FILE, Position, ROLLOUT_ADAPTER_FILE};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
@@ -191,6 +192,7 @@ impl<'a> Trainer<'a> {
         // A kill between a checkpoint and the adapter at the top of the run folder leaves the latter an update behind.
         if self.saved.is_some() {
             self.save_adapter()?;
+            self.keep_best()?;
         }
         // Before training; or what a stop during the previews of this update left out.
         if self.preview_due() {
@@ -263,11 +265,21 @@ impl<'a> Trainer<'a> {
             write_atomic(&folder.join(GUARD_FILE), guard.as_bytes())?;
             Ok(())
         };
-        let limit = self.parts.config.checkpoints_total_limit;
-        let folder = Checkpoint::save(run.path(), self.position, &self.optimizer.state(), limit, adapters)?;
+        let folder = Checkpoint::save(run.path(), self.position, &self.optimizer.state(), adapters)?;
         self.save_adapter()?;
+        self.keep_best()?;
         self.saved = Some((self.position.step, folder.clone()));
         observer.on_checkpoint(self.position.step, &folder).map_err(Error::Observer)
+    }
+
+    /// Notes the best checkpoint, and deletes what is neither that nor among the newest.
+    fn keep_best(&self) -> Result<()> {
+        let (config, run) = (&self.parts.config, &self.parts.run);
+        let metric = CheckpointMetric::by_name(&config.checkpoint_metric);
+        let best = metric.map(|metric| best_checkpoint(run, metric, config.checkpointing_steps)).transpose()?.flatten();
+        write_best(run.path(), best.as_ref())?;
+        Checkpoint::prune(run.path(), config.checkpoints_total_limit, best.map(|best| best.step));
+        Ok(())
     }
 
     /// The error with its place and what is intact.
