@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{adapter, doctor, pretrain, probe, report, sample, score, train};
+use crate::commands::{adapter, doctor, judge, pretrain, probe, report, sample, score, train};
 
 const EXAMPLES: &str = "\
 Start here:
@@ -42,6 +42,8 @@ pub enum Command {
     Pretrain(pretrain::Args),
     /// Score pictures with one or more judges.
     Score(score::Args),
+    /// Say which judges there are, what each needs and where to get it.
+    Judge(judge::Args),
     /// Write report.html from run folders.
     Report(report::Args),
     /// Look into LoRA files, convert them between tools, merge them.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use seedpo_hub::{Hub, HubConfig, Observer, RepoId, Select};
 
 use crate::context::Context;
@@ -37,6 +37,15 @@ pub fn adapter(named: &Path, context: &Context) -> Result<PathBuf> {
     let select = file.map_or(Select::Adapter, Select::File);
     let found = hub().file(&id, "main", &select, &mut Shown::new(context));
     found.map_err(|error| explained(error, named))
+}
+
+/// One file of a repository (`user/repo`), from the cache or downloaded. Errors: no such id; those of the hub.
+pub fn file(repo: &str, file: &str, context: &Context) -> Result<PathBuf> {
+    let Some(id) = RepoId::parse(repo) else {
+        bail!("{repo}: nothing is at this path, and it is no hub id (user/repo)")
+    };
+    let found = hub().file(&id, "main", &Select::File(file.to_owned()), &mut Shown::new(context));
+    found.map_err(|error| anyhow::Error::new(error).context(format!("{repo}: {file}")))
 }
 
 /// The id and file that a name stands for, unless there is something at that path.

@@ -10,6 +10,7 @@ mod failure;
 mod hub;
 mod images;
 mod interrupt;
+mod judges;
 mod models;
 mod observer;
 mod output;

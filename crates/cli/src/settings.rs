@@ -248,7 +248,7 @@ pub fn shown(name: &str, table: &Table) -> Option<String> {
 pub fn heading(key: &str) -> &'static str {
     match key {
         "model" | "variant" | "prediction_type" | "tokenizer" | "prompts" | "prompts_file" | "judge"
-        | "judge_scale" | "heldout_judge" => "Model, prompts, judges",
+        | "judge_scale" | "judge_dtype" | "judge_device" | "heldout_judge" => "Model, prompts, judges",
         "steps" | "eta" | "guidance_scale" | "resolution" | "prompts_per_iteration" | "rollout_batch_size" => "Rollout",
         "candidates" | "divert_start_step" | "threshold" => "SPO's candidates",
         "safeguard" | "safeguard_mu" | "method" | "beta" | "entropy.gamma" | "entropy.form" | "clip" => "Objective",

@@ -193,7 +193,7 @@ fn an_unknown_judge() {
     let room = Room::new();
     picture(&room, "a.png");
     refuses(&room, &["score", "--judge", "colourfulnes", "--images", "a.png"], &["`colourfulnes`", "`colourfulness`"]);
-    refuses(&room, &with(&TRAIN, &["--judge", "pickscore"]), &["`pickscore`", "jpeg-compressibility"]);
+    refuses(&room, &with(&TRAIN, &["--judge", "pikscore"]), &["`pikscore`", "`pickscore`"]);
 }
 
 #[test]

@@ -193,7 +193,10 @@ fn scores_are_the_judges_own() {
         &[("prompt", "a \"red\", cat")],
     )
     .unwrap();
-    let expected = seedpo_judge::by_name("colourfulness").unwrap().score(&pixels.unsqueeze(0), &[""]).unwrap()[0];
+    let expected = seedpo_judge::load("colourfulness", &[], &Default::default())
+        .unwrap()
+        .score(&pixels.unsqueeze(0), &[""])
+        .unwrap()[0];
     let arguments = ["score", "--images", "pictures", "--judge", "colourfulness,jpeg_compressibility"];
     let text = done(&room, &[&arguments[..], &["--csv", "s.csv", "--jsonl", "s.jsonl"]].concat());
     assert!(text.contains(&format!("{expected:.4}")) && text.contains("mean of 1") && text.contains("kB]"), "{text}");

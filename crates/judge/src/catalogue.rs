@@ -1,64 +1,208 @@
-//! Judges by the names users write.
+//! Judges by the names users write: what each needs, where that lies, under which licence.
 
-use crate::{Colourfulness, Error, JpegSize, Judge, Result};
+use crate::{Error, Result};
 
-/// One row of the list that `seedpo score --help` and the documentation show.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// One row of the list that `seedpo judge list` and the documentation show.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct JudgeInfo {
     /// The name to write in a configuration.
     pub name: &'static str,
+    /// Other spellings that are understood.
+    pub aliases: &'static [&'static str],
     /// The unit of its scores.
     pub unit: &'static str,
     /// What it rewards, in one line.
     pub description: &'static str,
+    /// The published weights; empty for judges that have none.
+    pub weights: &'static [HubFile],
+    /// Bytes to download, in MB; 0 where there is nothing to.
+    pub megabytes: u32,
+    /// The weights' licence, as their authors state it.
+    pub licence: &'static str,
+    /// Mean and spread of scores on Stable Diffusion 1.5's pictures: what ensembles normalise by.
+    pub typical: (f64, f64),
 }
 
-const CATALOGUE: [JudgeInfo; 3] = [
+/// A file in a public repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HubFile {
+    /// `user/repo`.
+    pub repo: &'static str,
+    /// Its path there.
+    pub file: &'static str,
+}
+
+const fn file(repo: &'static str, file: &'static str) -> HubFile {
+    HubFile { repo, file }
+}
+
+const CLIP_L: &str = "openai/clip-vit-large-patch14";
+const SPM: &str = "SPO-Diffusion-Models/Step-Aware_Preference_Models";
+const NO_WEIGHTS: JudgeInfo = JudgeInfo {
+    name: "",
+    aliases: &[],
+    unit: "",
+    description: "",
+    weights: &[],
+    megabytes: 0,
+    licence: "-",
+    typical: (0.0, 1.0),
+};
+
+const CATALOGUE: [JudgeInfo; 13] = [
+    JudgeInfo {
+        name: "pickscore",
+        aliases: &["pickscore-v1", "pick-score"],
+        unit: "logit",
+        description: "PickScore v1: human preference for the prompt (CLIP-H tuned on Pick-a-Pic)",
+        weights: &[
+            file("yuvalkirstain/PickScore_v1", "config.json"),
+            file("yuvalkirstain/PickScore_v1", "model.safetensors"),
+        ],
+        megabytes: 3945,
+        licence: "none stated (code MIT)",
+        typical: (20.5, 1.2),
+    },
+    JudgeInfo {
+        name: "hpsv2",
+        aliases: &["hps", "hps-v2", "hpsv2.0", "hps-v2.0"],
+        unit: "cosine",
+        description: "HPS v2: human preference score (CLIP-H tuned on HPDv2), pictures padded to a square",
+        weights: &[file("xswu/HPSv2", "HPS_v2_compressed.pt")],
+        megabytes: 1972,
+        licence: "Apache-2.0",
+        typical: (0.265, 0.015),
+    },
+    JudgeInfo {
+        name: "hpsv2.1",
+        aliases: &["hps-v2.1", "hpsv21", "hps2.1"],
+        unit: "cosine",
+        description: "HPS v2.1: the same trained on more and cleaner preferences; not comparable with v2",
+        weights: &[file("xswu/HPSv2", "HPS_v2.1_compressed.pt")],
+        megabytes: 1972,
+        licence: "Apache-2.0",
+        typical: (0.24, 0.03),
+    },
+    JudgeInfo {
+        name: "hpsv2-no-antialias",
+        aliases: &[],
+        unit: "cosine",
+        description: "HPS v2 as torchvision before 0.17 resized, without antialias",
+        weights: &[file("xswu/HPSv2", "HPS_v2_compressed.pt")],
+        megabytes: 1972,
+        licence: "Apache-2.0",
+        typical: (0.265, 0.015),
+    },
+    JudgeInfo {
+        name: "hpsv2.1-no-antialias",
+        aliases: &[],
+        unit: "cosine",
+        description: "HPS v2.1 as torchvision before 0.17 resized, without antialias",
+        weights: &[file("xswu/HPSv2", "HPS_v2.1_compressed.pt")],
+        megabytes: 1972,
+        licence: "Apache-2.0",
+        typical: (0.24, 0.03),
+    },
+    JudgeInfo {
+        name: "imagereward",
+        aliases: &["image-reward", "imagereward-v1.0"],
+        unit: "σ",
+        description: "ImageReward v1.0: human preference for the prompt (BLIP), near standard normal",
+        weights: &[file("THUDM/ImageReward", "ImageReward.pt"), file("google-bert/bert-base-uncased", "vocab.txt")],
+        megabytes: 1787,
+        licence: "Apache-2.0",
+        typical: (0.0, 1.0),
+    },
+    JudgeInfo {
+        name: "aesthetic",
+        aliases: &["laion-aesthetic", "aesthetics", "aesthetic-predictor", "aesthetic-v2"],
+        unit: "points",
+        description: "LAION's aesthetic predictor (sac+logos+ava1-l14-linearMSE), 1 to 10; ignores the prompt",
+        weights: &[
+            file(CLIP_L, "config.json"),
+            file(CLIP_L, "model.safetensors"),
+            file("trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth"),
+        ],
+        megabytes: 1714,
+        licence: "Apache-2.0 (head), MIT (CLIP)",
+        typical: (5.4, 0.5),
+    },
+    JudgeInfo {
+        name: "clipscore",
+        aliases: &["clip-score", "clip"],
+        unit: "2.5·cosine",
+        description: "CLIPScore: agreement of picture and prompt (OpenAI's ViT-B/32), 0 and above",
+        weights: &[
+            file("openai/clip-vit-base-patch32", "config.json"),
+            file("openai/clip-vit-base-patch32", "pytorch_model.bin"),
+        ],
+        megabytes: 605,
+        licence: "MIT",
+        typical: (0.75, 0.08),
+    },
+    JudgeInfo {
+        name: "spm",
+        aliases: &["step-aware", "stepaware", "spm-sd15", "step-aware-preference-model", "spm-sd-v1-5"],
+        unit: "logit",
+        description: "SPO's step-aware preference model for SD 1.5: judges x̂0 at any timestep (0: a finished picture)",
+        weights: &[file(SPM, "sd-v1-5_step-aware_preference_model.bin")],
+        megabytes: 5225,
+        licence: "Apache-2.0",
+        typical: (20.5, 1.2),
+    },
+    JudgeInfo {
+        name: "spm-sdxl",
+        aliases: &["step-aware-sdxl"],
+        unit: "logit",
+        description: "SPO's step-aware preference model for SDXL",
+        weights: &[file(SPM, "sdxl_step-aware_preference_model.bin")],
+        megabytes: 5225,
+        licence: "Apache-2.0",
+        typical: (20.5, 1.2),
+    },
     JudgeInfo {
         name: "jpeg-compressibility",
+        aliases: &["compressibility"],
         unit: "kB",
         description: "minus the size as JPEG at quality 95: rewards flat, smooth images",
+        typical: (-120.0, 50.0),
+        ..NO_WEIGHTS
     },
     JudgeInfo {
         name: "jpeg-incompressibility",
+        aliases: &["incompressibility"],
         unit: "kB",
         description: "the size as JPEG at quality 95: rewards texture and detail",
+        typical: (120.0, 50.0),
+        ..NO_WEIGHTS
     },
     JudgeInfo {
         name: "colourfulness",
+        aliases: &["colorfulness"],
         unit: "M",
         description: "Hasler and Süsstrunk's M: rewards vivid, varied colour (0 grey, 30 average, 100 extreme)",
+        typical: (40.0, 20.0),
+        ..NO_WEIGHTS
     },
 ];
 
-/// Every judge that [`by_name`] can build, in the order of the documentation.
+/// Every judge with a name, in the order of the documentation.
 pub fn names() -> &'static [JudgeInfo] {
     &CATALOGUE
 }
 
-/// Builds a judge from its name. Case and `_` for `-` do not matter, and `colorfulness` is understood.
+/// The judge of this name. Case and `_` for `-` do not matter.
 ///
 /// Errors: [`Error::UnknownJudge`] with the nearest known name.
-pub fn by_name(name: &str) -> Result<Box<dyn Judge>> {
-    match normalised(name).as_str() {
-        "jpeg-compressibility" => Ok(Box::new(JpegSize::Compressibility)),
-        "jpeg-incompressibility" => Ok(Box::new(JpegSize::Incompressibility)),
-        "colourfulness" | "colorfulness" => Ok(Box::new(Colourfulness)),
-        wanted => Err(unknown(name, wanted)),
-    }
-}
-
-fn normalised(name: &str) -> String {
-    name.trim().to_lowercase().replace('_', "-")
+pub fn info(name: &str) -> Result<&'static JudgeInfo> {
+    let wanted = name.trim().to_lowercase().replace(['_', ' '], "-");
+    let found = CATALOGUE.iter().find(|info| info.name == wanted || info.aliases.contains(&wanted.as_str()));
+    found.ok_or_else(|| unknown(name, &wanted))
 }
 
 fn unknown(name: &str, normalised: &str) -> Error {
-    let nearest = CATALOGUE
-        .iter()
-        .map(|info| info.name)
-        .min_by_key(|known| edit_distance(normalised, known))
-        .unwrap_or_default()
-        .to_owned();
+    let nearest = CATALOGUE.iter().min_by_key(|info| edit_distance(normalised, info.name));
+    let nearest = nearest.map(|info| info.name).unwrap_or_default().to_owned();
     let known = CATALOGUE.map(|info| info.name).join(", ");
     Error::UnknownJudge { name: name.to_owned(), nearest, known }
 }
@@ -84,13 +228,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_listed_name_builds_the_judge_it_names() {
-        for info in names() {
-            let judge = by_name(info.name).unwrap();
-            assert_eq!((judge.name(), judge.unit()), (info.name, info.unit));
+    fn names_and_aliases_are_unique_and_found() {
+        let mut all: Vec<&str> = CATALOGUE.iter().flat_map(|i| i.aliases.iter().copied().chain([i.name])).collect();
+        for name in &all {
+            assert!(info(name).is_ok() && info(&name.to_uppercase().replace('-', "_")).is_ok(), "{name}");
         }
-        assert_eq!(by_name("JPEG_Compressibility").unwrap().name(), "jpeg-compressibility");
-        assert_eq!(by_name(" colorfulness ").unwrap().name(), "colourfulness");
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), count);
     }
 
     #[test]
@@ -99,14 +245,13 @@ mod tests {
             ("jpeg-compresibility", "jpeg-compressibility"),
             ("jpg-incompressibility", "jpeg-incompressibility"),
             ("colorful", "colourfulness"),
+            ("pikscore", "pickscore"),
         ] {
-            let Err(Error::UnknownJudge { nearest: found, .. }) = by_name(wrong) else {
-                panic!("{wrong} was accepted")
-            };
+            let Err(Error::UnknownJudge { nearest: found, .. }) = info(wrong) else { panic!("{wrong} was accepted") };
             assert_eq!(found, nearest, "{wrong}");
         }
-        let text = by_name("pickscore").err().unwrap().to_string();
-        assert!(text.contains("`pickscore`") && names().iter().all(|info| text.contains(info.name)), "{text}");
+        let text = info("nice").err().unwrap().to_string();
+        assert!(text.contains("`nice`") && names().iter().all(|info| text.contains(info.name)), "{text}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What can go wrong while judging.
 
 use std::error::Error as StdError;
+use std::path::PathBuf;
 
 /// Everything a judge can complain of; each variant says what was expected, what was found and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +81,48 @@ pub enum Error {
         /// The decoder's own error.
         source: Box<dyn StdError + Send + Sync>,
     },
+    /// The files of a judge do not hold what it needs.
+    #[error("judge `{judge}`: {path}: expected {expected}, found {found}")]
+    Files {
+        /// The judge's name.
+        judge: String,
+        /// The file or folder.
+        path: PathBuf,
+        /// What it needs.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A judge's name cannot be read.
+    #[error("judge `{text}`: {reason}")]
+    Spec {
+        /// What was written.
+        text: String,
+        /// What is wrong with it, and how it should look.
+        reason: String,
+    },
+    /// A judge's weights could not be found or fetched.
+    #[error("judge `{judge}`: {source}")]
+    Locate {
+        /// The judge's name.
+        judge: String,
+        /// Why, and what to do.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// An external scorer misbehaved.
+    #[error("judge `exec:{command}`: {reason}")]
+    Exec {
+        /// The command.
+        command: String,
+        /// What it did, and what was expected.
+        reason: String,
+    },
+    /// A model, its configuration or its tokenizer.
+    #[error(transparent)]
+    Model(#[from] seedpo_model::Error),
+    /// A weight file.
+    #[error(transparent)]
+    Tensor(#[from] seedpo_tensor::Error),
     /// libtorch refused an operation.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),

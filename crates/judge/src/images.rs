@@ -30,6 +30,13 @@ impl ImageBatch {
         Ok(Self { pixels, count: count as usize, width: width as usize, height: height as usize })
     }
 
+    /// The images at these positions.
+    pub(crate) fn select(&self, positions: &[usize]) -> Self {
+        let all: Vec<&[u8]> = self.pixels().collect();
+        let pixels = positions.iter().flat_map(|at| all[*at]).copied().collect();
+        Self { pixels, count: positions.len(), width: self.width, height: self.height }
+    }
+
     /// Images in the batch.
     pub fn len(&self) -> usize {
         self.count
@@ -62,6 +69,14 @@ impl ImageBatch {
 /// Errors: [`Error::Images`] for another shape or an integer tensor; [`Error::NonFiniteImage`].
 /// Source: d3po and ddpo-pytorch `jpeg_incompressibility`; torch's `round` is half to even.
 pub fn to_u8(images: &Tensor) -> Result<Tensor> {
+    let images = check_finite(images)?;
+    let unit = ((images / 2.0) + 0.5).clamp(0.0, 1.0);
+    let bytes = (unit * 255.0).round().clamp(0.0, 255.0).to_kind(Kind::Uint8);
+    Ok(bytes.f_permute([0, 2, 3, 1])?.f_contiguous()?)
+}
+
+/// Float images `[B, 3, H, W]` as f32 on the CPU. Errors: [`Error::Images`], [`Error::NonFiniteImage`].
+pub(crate) fn check_finite(images: &Tensor) -> Result<Tensor> {
     let size = images.size();
     if size.len() != 4 || size[1] != 3 || !images.is_floating_point() {
         return Err(Error::Images {
@@ -77,9 +92,7 @@ pub fn to_u8(images: &Tensor) -> Result<Tensor> {
             return Err(Error::NonFiniteImage { index });
         }
     }
-    let unit = ((images / 2.0) + 0.5).clamp(0.0, 1.0);
-    let bytes = (unit * 255.0).round().clamp(0.0, 255.0).to_kind(Kind::Uint8);
-    Ok(bytes.f_permute([0, 2, 3, 1])?.f_contiguous()?)
+    Ok(images)
 }
 
 #[cfg(test)]

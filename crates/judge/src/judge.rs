@@ -1,6 +1,7 @@
 //! The trait every judge implements.
 
-use crate::{Error, ImageBatch, Result};
+use crate::images::check_finite;
+use crate::{Error, ImageBatch, Result, to_u8};
 use tch::Tensor;
 
 /// Scores images for prompts; higher is always better.
@@ -19,36 +20,52 @@ pub trait Judge: Send {
     /// Errors: whatever the judge itself meets.
     fn judge(&self, images: &ImageBatch, prompts: &[&str]) -> Result<Vec<f64>>;
 
+    /// As [`Judge::judge`] for pictures predicted at a `timestep` (0 to 999; 0: finished): f32 `[B, 3, H, W]` in [−1, 1].
+    ///
+    /// A judge that does not know timesteps looks at the picture alone, as bytes.
+    /// Errors: [`Error::NonFiniteImage`], and the judge's own.
+    fn judge_step(&self, images: &Tensor, _timestep: i64, prompts: &[&str]) -> Result<Vec<f64>> {
+        self.judge(&ImageBatch::from_tensor(&to_u8(images)?)?, prompts)
+    }
+
     /// Scores a batch: `images` u8 `[B, H, W, 3]` RGB on any device, `prompts` of length B -> B finite scores.
     ///
     /// Errors: [`Error::Images`] for another shape or element type, [`Error::PromptCount`], [`Error::NonFinite`]
     /// naming the first image and prompt whose score is NaN or infinite, and the judge's own.
     fn score(&self, images: &Tensor, prompts: &[&str]) -> Result<Vec<f64>> {
-        let images = ImageBatch::from_tensor(images)?;
-        if images.len() != prompts.len() {
-            return Err(Error::PromptCount {
-                judge: self.name().to_owned(),
-                images: images.len(),
-                prompts: prompts.len(),
-            });
-        }
-        let scores = self.judge(&images, prompts)?;
-        if scores.len() != images.len() {
-            return Err(Error::ScoreCount {
-                judge: self.name().to_owned(),
-                expected: images.len(),
-                found: scores.len(),
-            });
-        }
-        match scores.iter().position(|score| !score.is_finite()) {
-            None => Ok(scores),
-            Some(index) => Err(Error::NonFinite {
-                judge: self.name().to_owned(),
-                index,
-                prompt: prompts[index].to_owned(),
-                value: scores[index],
-            }),
-        }
+        self.score_batch(&ImageBatch::from_tensor(images)?, prompts)
+    }
+
+    /// As [`Judge::score`], for pictures already on the host.
+    fn score_batch(&self, images: &ImageBatch, prompts: &[&str]) -> Result<Vec<f64>> {
+        checked(self.name(), images.len(), prompts, || self.judge(images, prompts))
+    }
+
+    /// Scores predicted pictures, f32 `[B, 3, H, W]` in [−1, 1], at a timestep. Errors: as [`Judge::score`], and
+    /// [`Error::NonFiniteImage`].
+    fn score_step(&self, images: &Tensor, timestep: i64, prompts: &[&str]) -> Result<Vec<f64>> {
+        let count = check_finite(images)?.size().first().copied().unwrap_or(0) as usize;
+        checked(self.name(), count, prompts, || self.judge_step(images, timestep, prompts))
+    }
+}
+
+/// Runs a judge where there is a prompt for each of `images` pictures, and looks at what comes out.
+fn checked(name: &str, images: usize, prompts: &[&str], judge: impl FnOnce() -> Result<Vec<f64>>) -> Result<Vec<f64>> {
+    if images != prompts.len() {
+        return Err(Error::PromptCount { judge: name.to_owned(), images, prompts: prompts.len() });
+    }
+    let scores = judge()?;
+    if scores.len() != images {
+        return Err(Error::ScoreCount { judge: name.to_owned(), expected: images, found: scores.len() });
+    }
+    match scores.iter().position(|score| !score.is_finite()) {
+        None => Ok(scores),
+        Some(index) => Err(Error::NonFinite {
+            judge: name.to_owned(),
+            index,
+            prompt: prompts[index].to_owned(),
+            value: scores[index],
+        }),
     }
 }
 

@@ -1,36 +1,49 @@
 //! Judges: what scores an image, or a predicted clean image, for a prompt.
 //!
 //! A [`Judge`] takes a batch of u8 images and their prompts and returns one score each; **higher is always better**,
-//! so a cost is negated inside. [`by_name`] builds one from the name users write; [`names`] lists them.
-//!
-//! | name | what it rewards | unit |
-//! | --- | --- | --- |
-//! | `jpeg-compressibility` | images that need few bytes as JPEG: flat, smooth | kB, negative |
-//! | `jpeg-incompressibility` | images that need many bytes: texture, detail | kB |
-//! | `colourfulness` | vivid, varied colour (Hasler and Süsstrunk 2003) | M |
+//! so a cost is negated inside. [`names`] lists those with a name, [`load`] builds one from its files, and [`JudgeSpec`]
+//! reads the one line by which users name a judge, an external scorer or an ensemble (docs/judges.md).
 //!
 //! ```no_run,standalone_crate
-//! use seedpo_judge::{by_name, Judge};
+//! use seedpo_judge::{Judge, JudgeOptions, load};
 //! use tch::{Device, Kind, Tensor};
 //!
 //! let images = Tensor::zeros([1, 512, 512, 3], (Kind::Uint8, Device::Cpu));
-//! let scores = by_name("jpeg-incompressibility")?.score(&images, &["a black square"])?;
+//! let scores = load("jpeg-incompressibility", &[], &JudgeOptions::default())?.score(&images, &["a black square"])?;
 //! assert_eq!(scores, [4.723]); // 4,723 bytes, what Pillow writes at quality 95
 //! # Ok::<(), seedpo_judge::Error>(())
 //! ```
 
+mod aesthetic;
+mod cache;
 mod catalogue;
+mod clip_judge;
 mod colourfulness;
+mod ensemble;
 mod error;
+mod exec;
+mod files;
+mod image_reward;
 mod images;
 mod jpeg;
 mod judge;
+mod load;
+mod preprocess;
+mod spec;
 mod step;
 
-pub use catalogue::{JudgeInfo, by_name, names};
+pub use aesthetic::AestheticHead;
+pub use catalogue::{HubFile, JudgeInfo, info, names};
+pub use clip_judge::{ClipFormula, ClipJudge};
 pub use colourfulness::{Colourfulness, colourfulness};
+pub use ensemble::{Ensemble, Member, Rule, Statistics};
 pub use error::{Error, Result};
+pub use exec::ExecJudge;
+pub use image_reward::ImageReward;
 pub use images::{ImageBatch, to_u8};
 pub use jpeg::{JpegSize, jpeg_bytes};
 pub use judge::Judge;
+pub use load::{JudgeOptions, load};
+pub use preprocess::{CLIP_STATISTICS, Normalisation, Preparation, Window, padded, resize_bicubic, step_aware};
+pub use spec::{EXEC_TIMEOUT, JudgeSpec, Locate};
 pub use step::StepJudge;

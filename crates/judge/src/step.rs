@@ -1,6 +1,6 @@
 //! Any judge as the judge of a denoising step.
 
-use crate::{Error, Judge, Result, to_u8};
+use crate::{Error, Judge, Result};
 use std::error::Error as StdError;
 use tch::Tensor;
 
@@ -44,7 +44,7 @@ impl<'a> StepJudge<'a> {
     pub fn score(&self, pred_x0: &Tensor, timestep: i64, prompts: &[&str]) -> Result<Vec<f64>> {
         let _no_grad = tch::no_grad_guard();
         let images = (self.decode)(pred_x0).map_err(|source| Error::Decode { timestep, source })?;
-        self.judge.score(&to_u8(&images)?, prompts)
+        self.judge.score_step(&images, timestep, prompts)
     }
 }
 
@@ -57,7 +57,7 @@ impl std::fmt::Debug for StepJudge<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Colourfulness, JpegSize};
+    use crate::{Colourfulness, JpegSize, to_u8};
     use tch::{Device, Kind};
 
     fn upscale(latents: &Tensor) -> std::result::Result<Tensor, tch::TchError> {

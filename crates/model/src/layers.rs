@@ -94,6 +94,11 @@ impl Linear {
         Self { weight, bias: bias.then(|| p.get("bias", &[outputs], b)) }
     }
 
+    /// The weights' number type.
+    pub fn kind(&self) -> Kind {
+        self.weight.kind()
+    }
+
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, self.bias.as_ref())
     }

@@ -10,6 +10,8 @@ mod single_file;
 mod sources;
 
 pub mod adapter;
+pub mod blip;
+pub mod clip;
 pub mod config;
 pub mod model;
 pub mod policy;
@@ -20,6 +22,7 @@ pub mod unet;
 pub mod vae;
 
 pub use adapter::{Adapter, Delta};
+pub use clip::{ClipConfig, ClipModel, VisionConfig};
 pub use config::{SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
 pub use error::{Error, Result};
 pub use index::Pipeline;
@@ -30,6 +33,6 @@ pub use policy::{AddedPair, Conditioning, Policy, PromptEmbeds};
 pub use prompts::SecondTextEncoder;
 pub use schedule::NoiseSchedule;
 pub use text::{ClipTextModel, TextOutput};
-pub use tokenizer::ClipTokenizer;
+pub use tokenizer::{ClipDialect, ClipTokenizer};
 pub use unet::{AddedConditioning, Projection, UNet2DConditionModel};
 pub use vae::{AutoencoderKl, Tiling};

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use seedpo_tensor::{Init, ParamPath, Params};
 use tch::{Device, Kind, Tensor};
 
+use crate::clip::{EncoderLayer, EncoderShape};
 use crate::config::TextConfig;
-use crate::layers::{LayerNorm, Linear, add, attention};
+use crate::layers::{LayerNorm, Linear};
 use crate::{Error, Result};
 
 /// What the text encoder makes of a batch of token ids.
@@ -32,7 +33,7 @@ pub struct ClipTextModel {
     device: Device,
     token_embedding: Tensor,
     position_embedding: Tensor,
-    layers: Vec<Layer>,
+    layers: Vec<EncoderLayer>,
     final_layer_norm: LayerNorm,
     text_projection: Option<Linear>,
 }
@@ -61,10 +62,18 @@ impl ClipTextModel {
     }
 
     /// `root` is the transformer's place, `top` that of the projection.
-    fn build(config: TextConfig, root: &ParamPath<'_>, top: &ParamPath<'_>) -> Self {
+    pub(crate) fn build(config: TextConfig, root: &ParamPath<'_>, top: &ParamPath<'_>) -> Self {
         let (width, normal) = (config.hidden_size, Init::Normal(0.02));
         let embedding = |name: &str, rows| root.sub("embeddings").sub(name).get("weight", &[rows, width], normal);
-        let layer = |i: i64| Layer::new(&root.sub(format!("encoder.layers.{i}")), &config);
+        let shape = EncoderShape {
+            width,
+            inner: config.intermediate_size,
+            layers: config.num_hidden_layers,
+            heads: config.num_attention_heads,
+            act: config.hidden_act,
+            eps: config.layer_norm_eps,
+        };
+        let layer = |i: i64| EncoderLayer::new(&root.sub(format!("encoder.layers.{i}")), &shape);
         let token_embedding = embedding("token_embedding", config.vocab_size);
         let projection = || {
             let init = Init::Normal((width as f64).powf(-0.5));
@@ -113,7 +122,7 @@ impl ClipTextModel {
         let mut penultimate = x.shallow_clone();
         for layer in &self.layers {
             penultimate = x;
-            x = layer.forward(&penultimate);
+            x = layer.forward(&penultimate, true);
         }
         let prompt_embeds = self.final_layer_norm.forward(&x);
         let pooled = self.pool(&prompt_embeds, &input_ids);
@@ -144,50 +153,5 @@ impl ClipTextModel {
             return Err(wrong(format!("token ids 0 to {}", vocab - 1), format!("ids {low} to {high}")));
         }
         Ok(length)
-    }
-}
-
-/// One pre-norm transformer layer (`CLIPEncoderLayer`).
-#[derive(Debug)]
-struct Layer {
-    layer_norm1: LayerNorm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    out_proj: Linear,
-    layer_norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-    heads: i64,
-    act: crate::Activation,
-}
-
-impl Layer {
-    fn new(p: &ParamPath<'_>, config: &TextConfig) -> Self {
-        let (width, inner) = (config.hidden_size, config.intermediate_size);
-        // transformers' initial distributions: narrower by the number of residual sums.
-        let residual = (2.0 * config.num_hidden_layers as f64).powf(-0.5);
-        let narrow = Init::Normal((width as f64).powf(-0.5) * residual);
-        let linear = |name: &str, i, o, init| Linear::with_init(&p.sub(name), i, o, true, init, Init::Zeros);
-        Self {
-            layer_norm1: LayerNorm::new(&p.sub("layer_norm1"), width, config.layer_norm_eps),
-            q_proj: linear("self_attn.q_proj", width, width, narrow),
-            k_proj: linear("self_attn.k_proj", width, width, narrow),
-            v_proj: linear("self_attn.v_proj", width, width, narrow),
-            out_proj: linear("self_attn.out_proj", width, width, Init::Normal((width as f64).powf(-0.5))),
-            layer_norm2: LayerNorm::new(&p.sub("layer_norm2"), width, config.layer_norm_eps),
-            fc1: linear("mlp.fc1", width, inner, Init::Normal((2.0 * width as f64).powf(-0.5))),
-            fc2: linear("mlp.fc2", inner, width, narrow),
-            heads: config.num_attention_heads,
-            act: config.hidden_act,
-        }
-    }
-
-    fn forward(&self, x: &Tensor) -> Tensor {
-        let h = self.layer_norm1.forward(x);
-        let (q, k, v) = (self.q_proj.forward(&h), self.k_proj.forward(&h), self.v_proj.forward(&h));
-        let x = add(self.out_proj.forward(&attention(&q, &k, &v, self.heads, true)), x);
-        let h = self.act.apply(self.fc1.forward(&self.layer_norm2.forward(&x)));
-        add(self.fc2.forward(&h), &x)
     }
 }

@@ -1,12 +1,14 @@
 //! CLIP's tokenizer, from a diffusers folder's `tokenizer/`.
 
+mod built_in;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use seedpo_tensor::read_text;
 use serde_json::{Map, Value};
 use tch::Tensor;
-use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::models::bpe::{BPE, BpeBuilder, Merges, Vocab};
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
@@ -14,6 +16,8 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer};
 
 use crate::{Error, Result};
+
+pub use built_in::ClipDialect;
 
 /// What `CLIPTokenizer` splits a prompt by: special tokens, English contractions, letters, single digits, the rest.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
@@ -41,6 +45,7 @@ pub struct ClipTokenizer {
     pad: i64,
     pad_token: String,
     max_length: usize,
+    cleaned: bool,
 }
 
 impl ClipTokenizer {
@@ -75,7 +80,7 @@ impl ClipTokenizer {
         };
         let (bos, eos, pad) = (id("bos_token")?, id("eos_token")?, id("pad_token")?);
         let pad_token = settings.content("pad_token");
-        Ok(Self { bos, eos, pad, pad_token, max_length: settings.max_length, inner, folder })
+        Ok(Self { bos, eos, pad, pad_token, max_length: settings.max_length, cleaned: false, inner, folder })
     }
 
     /// Token ids `[B, L]`, i64 on the CPU, L = [`max_length`](Self::max_length): start token, the prompt's tokens
@@ -126,9 +131,10 @@ impl ClipTokenizer {
     }
 
     fn words(&self, prompt: &str) -> Result<Vec<i64>> {
+        let text = if self.cleaned { built_in::cleaned(prompt) } else { prompt.into() };
         let encoding = self
             .inner
-            .encode_fast(prompt, false)
+            .encode_fast(text.as_ref(), false)
             .map_err(|e| broken(&self.folder, format!("the prompt {prompt:?} is refused: {e}")))?;
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
     }
@@ -314,14 +320,19 @@ fn backend(folder: &Path, unk: &str) -> Result<Tokenizer> {
         read_text(&merges)?;
         BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy())
     };
+    assembled(builder, folder, unk, WORDS)
+}
+
+/// The steps around the vocabulary; `origin` is what errors name, `words` the pattern that prompts are split by.
+fn assembled(builder: BpeBuilder, origin: &Path, unk: &str, words: &str) -> Result<Tokenizer> {
     let bpe = builder.end_of_word_suffix("</w>".to_owned()).unk_token(unk.to_owned()).build();
     let mut tokenizer =
-        Tokenizer::new(bpe.map_err(|e| broken(folder, format!("vocabulary and merges do not fit: {e}")))?);
-    let fixed = |e| broken(folder, format!("the tokenizers library refuses a pattern: {e}"));
+        Tokenizer::new(bpe.map_err(|e| broken(origin, format!("vocabulary and merges do not fit: {e}")))?);
+    let fixed = |e| broken(origin, format!("the tokenizers library refuses a pattern: {e}"));
     let whitespace = Replace::new(tokenizers::normalizers::replace::ReplacePattern::Regex(r"\s+".to_owned()), " ");
     let normalizers: Vec<NormalizerWrapper> = vec![NFC.into(), whitespace.map_err(fixed)?.into(), Lowercase.into()];
     tokenizer.with_normalizer(Some(Normalizers::new(normalizers))).map_err(fixed)?;
-    let split = Split::new(SplitPattern::Regex(WORDS.to_owned()), SplitDelimiterBehavior::Removed, true);
+    let split = Split::new(SplitPattern::Regex(words.to_owned()), SplitDelimiterBehavior::Removed, true);
     let steps: Vec<PreTokenizerWrapper> = vec![split.map_err(fixed)?.into(), ByteLevel::new(false, true, true).into()];
     tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(steps)));
     Ok(tokenizer)

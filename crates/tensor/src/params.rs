@@ -16,6 +16,8 @@ pub enum Init {
     Zeros,
     /// All 1.
     Ones,
+    /// All this number.
+    Constant(f64),
     /// Uniform in [-bound, bound].
     Uniform(f64),
     /// Normal with mean 0 and this standard deviation.
@@ -159,6 +161,7 @@ fn fresh(seed: u64, name: &str, shape: &[i64], init: Init) -> Tensor {
     match init {
         Init::Zeros => Tensor::zeros(shape, options),
         Init::Ones => Tensor::ones(shape, options),
+        Init::Constant(value) => Tensor::full(shape, value, options),
         Init::Normal(std) => key.normal(shape) * std,
         // Φ(z) of a standard normal z is uniform in (0, 1).
         Init::Uniform(bound) => ((key.normal(shape) * std::f64::consts::FRAC_1_SQRT_2).erf()) * bound,

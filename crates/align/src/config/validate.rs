@@ -53,6 +53,7 @@ impl TrainConfig {
             });
         }
         require(!self.judge.is_empty(), "judge", &self.judge)?;
+        require(["f32", "bf16"].contains(&self.judge_dtype.as_str()), "judge_dtype", &self.judge_dtype)?;
         require(self.judge_scale.is_finite() && self.judge_scale > 0.0, "judge_scale", self.judge_scale)
     }
 

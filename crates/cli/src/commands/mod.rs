@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod doctor;
+pub mod judge;
 pub mod pretrain;
 pub mod probe;
 pub mod report;
@@ -23,6 +24,7 @@ pub fn run(cli: Cli) -> Result<Outcome> {
         Command::Sample(args) => sample::run(&args, &context),
         Command::Pretrain(args) => pretrain::run(&args, &context),
         Command::Score(args) => score::run(&args, &context),
+        Command::Judge(args) => judge::run(&args, &context),
         Command::Report(args) => report::run(&args, &context),
         Command::Adapter(args) => adapter::run(&args, &context),
         Command::Doctor(args) => doctor::run(&args, &context),

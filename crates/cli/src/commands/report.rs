@@ -166,7 +166,7 @@ fn model_name(config: &TrainConfig) -> String {
 }
 
 fn label(judge: &str) -> JudgeLabel {
-    let unit = seedpo_judge::by_name(judge).map(|judge| judge.unit().to_owned()).unwrap_or_default();
+    let unit = judge.parse().map(|judge: seedpo_judge::JudgeSpec| judge.unit().to_owned()).unwrap_or_default();
     JudgeLabel { name: judge.to_owned(), unit }
 }
 

@@ -3,19 +3,21 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use seedpo_judge::{Judge, by_name, names};
-use seedpo_tensor::write_atomic;
+use seedpo_judge::{Judge, JudgeSpec, names};
+use seedpo_tensor::{Device, Kind, Tensor, write_atomic};
 use serde_json::{Map, Value, json};
 
 use crate::context::Context;
 use crate::failure::Outcome;
-use crate::{images, interrupt, output};
+use crate::{images, interrupt, judges, output};
 
 const EXAMPLES: &str = "\
 Examples:
-  seedpo score --images apples
-  seedpo score --judge colourfulness,jpeg-compressibility --images before after --csv scores.csv
-  seedpo score --judge colourfulness --images apples --at-least 30     exit code 1 if the mean is below 30
+  seedpo score apples
+  seedpo score --judge pickscore,aesthetic before after --prompts prompts.txt --csv scores.csv
+  seedpo score --judge hpsv2.1=weights/HPS_v2.1_compressed.pt apples
+  seedpo score --judge 'weighted(2*pickscore, aesthetic)' apples
+  seedpo score --judge colourfulness apples --at-least 30     exit code 1 if the mean is below 30
 
 The prompt of each picture is read from the PNG that `seedpo sample` wrote, or line by line from --prompts.";
 
@@ -26,11 +28,15 @@ The prompt of each picture is read from the PNG that `seedpo sample` wrote, or l
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Judges, separated by commas.
-    #[arg(long, value_delimiter = ',', default_value = "colourfulness,jpeg-compressibility", value_name = "NAMES", help = judges_help())]
-    judge: Vec<String>,
+    #[arg(long, default_value = "colourfulness,jpeg-compressibility", value_name = "NAMES", help = judges_help())]
+    judge: String,
 
     /// Picture files (PNG, JPEG, WebP) and folders of them.
-    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    #[arg(value_name = "PATH", required_unless_present = "images")]
+    paths: Vec<PathBuf>,
+
+    /// The same as a flag.
+    #[arg(long, num_args = 1.., value_name = "PATH", conflicts_with = "paths")]
     images: Vec<PathBuf>,
 
     /// A file with one prompt per picture, in the order of the table: .txt (a line each), .json or .jsonl.
@@ -52,7 +58,11 @@ pub struct Args {
 
 fn judges_help() -> String {
     let list: Vec<String> = names().iter().map(|j| format!("{} [{}]: {}", j.name, j.unit, j.description)).collect();
-    format!("Judges, separated by commas:\n  {}\n", list.join("\n  "))
+    format!(
+        "Judges, separated by commas: NAME, NAME=FOLDER|FILE|ID for weights of your own, exec:COMMAND, or several as one: \
+         weighted(2*A, B), majority(A, B), pareto(A, B), worst(A, B). `seedpo judge list` says what each needs.\n  {}\n",
+        list.join("\n  ")
+    )
 }
 
 /// One picture's row: its file, its prompt and one score per judge.
@@ -65,17 +75,20 @@ struct Row {
 /// Runs `seedpo score`.
 pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     ensure!(args.at_least.is_none_or(f64::is_finite), "--at-least: expected a finite number");
-    let judges = args.judge.iter().map(|name| by_name(name).context("--judge")).collect::<Result<Vec<_>>>()?;
-    let files = images::find(&args.images).context("--images")?;
+    let specs = JudgeSpec::list(&args.judge).context("--judge")?;
+    let files = images::find(if args.paths.is_empty() { &args.images } else { &args.paths }).context("--images")?;
     let prompts = prompts_for(&files, args.prompts.as_deref())?;
+    let judges = load(&specs, context)?;
     let mut progress = context.progress("scoring", files.len(), "pictures");
     let mut rows = Vec::with_capacity(files.len());
-    for (file, prompt) in files.into_iter().zip(prompts) {
+    let mut waiting = files.into_iter().zip(prompts).peekable();
+    while waiting.peek().is_some() {
         if interrupt::requested() {
             return Ok(Outcome::Interrupted);
         }
-        rows.push(score_one(&judges, file, prompt)?);
-        progress.advance(1);
+        let batch = next_batch(&mut waiting)?;
+        progress.advance(batch.len());
+        rows.extend(score_batch(&judges, batch)?);
     }
     progress.finish();
     if let Some(path) = &args.jsonl {
@@ -99,14 +112,57 @@ fn prompts_for(files: &[PathBuf], given: Option<&Path>) -> Result<Vec<String>> {
     Ok(list)
 }
 
-fn score_one(judges: &[Box<dyn Judge>], file: PathBuf, prompt: String) -> Result<Row> {
-    let picture = images::read(&file)?.unsqueeze(0);
-    let score = |judge: &dyn Judge| {
-        let scores = judge.score(&picture, &[&prompt]).with_context(|| file.display().to_string())?;
-        scores.first().copied().context("a judge returned no score")
+fn load(specs: &[JudgeSpec], context: &Context) -> Result<Vec<Box<dyn Judge>>> {
+    let kind = match context.flag("dtype") {
+        None | Some("f32" | "auto") => Kind::Float,
+        Some("bf16") => Kind::BFloat16,
+        Some(other) => bail!("--dtype: expected f32 or bf16 for judges, found {other}"),
     };
-    let scores = judges.iter().map(|judge| score(judge.as_ref())).collect::<Result<Vec<f64>>>()?;
-    Ok(Row { file, prompt, scores })
+    let needs_device = specs.iter().any(|spec| spec.computes());
+    let device = if needs_device { context.device()? } else { Device::Cpu };
+    specs.iter().map(|spec| judges::build(spec, device, kind, context).context("--judge")).collect()
+}
+
+/// Pictures scored in one pass.
+const BATCH: usize = 16;
+
+/// A picture waiting to be scored.
+struct Waiting {
+    file: PathBuf,
+    prompt: String,
+    picture: Tensor,
+}
+
+/// The next pictures of one size, at most [`BATCH`].
+fn next_batch(files: &mut std::iter::Peekable<impl Iterator<Item = (PathBuf, String)>>) -> Result<Vec<Waiting>> {
+    let mut batch: Vec<Waiting> = Vec::new();
+    while batch.len() < BATCH
+        && let Some((file, _)) = files.peek()
+    {
+        let picture = images::read(file)?;
+        if batch.first().is_some_and(|first| first.picture.size() != picture.size()) {
+            break;
+        }
+        if let Some((file, prompt)) = files.next() {
+            batch.push(Waiting { file, prompt, picture });
+        }
+    }
+    Ok(batch)
+}
+
+fn score_batch(judges: &[Box<dyn Judge>], batch: Vec<Waiting>) -> Result<Vec<Row>> {
+    let pictures = Tensor::stack(&batch.iter().map(|w| &w.picture).collect::<Vec<_>>(), 0);
+    let prompts: Vec<&str> = batch.iter().map(|w| w.prompt.as_str()).collect();
+    let place = || batch.first().map(|w| w.file.display().to_string()).unwrap_or_default();
+    let scores =
+        judges.iter().map(|judge| judge.score(&pictures, &prompts).with_context(|| format!("from {}", place())));
+    let scores = scores.collect::<Result<Vec<_>>>()?;
+    let row = |(at, w): (usize, Waiting)| Row {
+        file: w.file,
+        prompt: w.prompt,
+        scores: scores.iter().map(|of_judge| of_judge[at]).collect(),
+    };
+    Ok(batch.into_iter().enumerate().map(row).collect())
 }
 
 fn means(judges: usize, rows: &[Row]) -> Vec<f64> {

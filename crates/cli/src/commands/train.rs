@@ -10,15 +10,15 @@ use seedpo_align::{Finished, ImagePair, Parts, TrainConfig, Trainer, load_prompt
 use seedpo_judge::Judge;
 use seedpo_model::DiffusionModel;
 use seedpo_tensor::device::parse_device;
-use seedpo_tensor::memory;
 use seedpo_tensor::speed::LIBTORCH_VERSION;
+use seedpo_tensor::{Device, Kind, memory};
 use toml::{Table, Value};
 
 use crate::context::{Context, ModelFlags, kind_name};
 use crate::failure::Outcome;
 use crate::observer::RunObserver;
 use crate::settings::Settings;
-use crate::{hub, interrupt, output};
+use crate::{hub, interrupt, judges, output};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -149,10 +149,11 @@ impl Start {
             [] => load_prompts(&config)?,
             pairs => pairs.iter().map(|pair| pair.prompt.clone()).collect(),
         };
-        let judge = seedpo_judge::by_name(&config.judge).context("setting `judge`")?;
-        let heldout = Some(&config.heldout_judge).filter(|name| !name.is_empty());
-        let heldout = heldout.map(|name| seedpo_judge::by_name(name).context("setting `heldout_judge`")).transpose()?;
         let device = parse_device(&config.device).context("setting `device`")?;
+        let judge = load_judge(&config, &config.judge, device, context).context("setting `judge`")?;
+        let heldout = Some(&config.heldout_judge).filter(|name| !name.is_empty());
+        let heldout = heldout.map(|name| load_judge(&config, name, device, context).context("setting `heldout_judge`"));
+        let heldout = heldout.transpose()?;
         context.note(&format!("loading {}", config.model));
         let flags = ModelFlags {
             dtype: config.dtype.clone(),
@@ -212,6 +213,16 @@ fn train(
             Ok(Outcome::Interrupted)
         }
     }
+}
+
+/// A judge by its line, in the dtype and on the device that the settings give judges.
+fn load_judge(config: &TrainConfig, line: &str, device: Device, context: &Context) -> Result<Box<dyn Judge>> {
+    let device = match config.judge_device.as_str() {
+        "" => device,
+        name => parse_device(name).context("setting `judge_device`")?,
+    };
+    let kind = if config.judge_dtype == "bf16" { Kind::BFloat16 } else { Kind::Float };
+    judges::build(&line.parse()?, device, kind, context)
 }
 
 /// What config.toml records besides settings and input hashes.

@@ -199,7 +199,10 @@ fn probe_scores() {
     let images = (noise(&[2, 8, 8, 3]) * 60 + 128).clamp(0.0, 255.0).to_kind(Kind::Uint8);
     let settings = r#"{"judge": "jpeg-incompressibility", "prompts": ["a", "b"], "judge_path": null}"#;
     let out = probe(&room, "score", settings, &[("images", images.shallow_clone())]);
-    let expected = seedpo_judge::by_name("jpeg-incompressibility").unwrap().score(&images, &["a", "b"]).unwrap();
+    let expected = seedpo_judge::load("jpeg-incompressibility", &[], &Default::default())
+        .unwrap()
+        .score(&images, &["a", "b"])
+        .unwrap();
     assert!(largest_difference(&out["scores"], &Tensor::from_slice(&expected)) < 1e-5);
     assert_eq!(out["scores"].kind(), Kind::Float);
 }

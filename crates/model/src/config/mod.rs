@@ -64,6 +64,21 @@ impl Reader {
         }
     }
 
+    /// Another object of the same file.
+    pub fn with_map(&self, map: Map<String, Value>) -> Self {
+        Self { path: self.path.clone(), map }
+    }
+
+    /// Takes the keys of `over`, in place of those that are here too.
+    pub fn overlay(&mut self, over: Self) {
+        self.map.extend(over.map);
+    }
+
+    /// Whether a key is there.
+    pub fn has(&self, key: &str) -> bool {
+        self.map.contains_key(key)
+    }
+
     /// The error for a key.
     pub fn wrong(&self, key: &str, expected: impl Into<String>, found: &Value) -> Error {
         wrong(&self.path, key, expected, shorten(found))

@@ -86,11 +86,21 @@ super::from_json_file!(TextConfig);
 
 impl TextConfig {
     fn read(mut r: Reader, path: &Path) -> Result<Self> {
-        let d = Self::default();
         r.class("model_type", &["clip_text_model"])?;
         let with_projection = read_architecture(&mut r)?;
+        let config = Self::fields(&mut r, with_projection)?;
+        r.only(&[("attention_dropout", json!(0.0)), ("dropout", json!(0.0))])?;
+        r.ignore(WITHOUT_EFFECT);
+        r.finish()?;
+        config.validate_at(path)?;
+        Ok(config)
+    }
+
+    /// The options alone; other keys stay in `r`.
+    pub(crate) fn fields(r: &mut Reader, with_projection: bool) -> Result<Self> {
+        let d = Self::default();
         let int = "an integer";
-        let config = Self {
+        Ok(Self {
             vocab_size: r.take("vocab_size", int, d.vocab_size)?,
             hidden_size: r.take("hidden_size", int, d.hidden_size)?,
             intermediate_size: r.take("intermediate_size", int, d.intermediate_size)?,
@@ -104,12 +114,7 @@ impl TextConfig {
             bos_token_id: r.take("bos_token_id", int, d.bos_token_id)?,
             eos_token_id: r.take("eos_token_id", int, d.eos_token_id)?,
             pad_token_id: r.take("pad_token_id", int, d.pad_token_id)?,
-        };
-        r.only(&[("attention_dropout", json!(0.0)), ("dropout", json!(0.0))])?;
-        r.ignore(WITHOUT_EFFECT);
-        r.finish()?;
-        config.validate_at(path)?;
-        Ok(config)
+        })
     }
 
     /// The contents of `config.json`, as transformers reads them.
@@ -143,7 +148,7 @@ impl TextConfig {
         self.validate_at(Path::new("text encoder config"))
     }
 
-    fn validate_at(&self, path: &Path) -> Result<()> {
+    pub(crate) fn validate_at(&self, path: &Path) -> Result<()> {
         let positive = [
             ("vocab_size", self.vocab_size, 10_000_000),
             ("hidden_size", self.hidden_size, 100_000),

@@ -11,7 +11,7 @@ use crate::Result;
 /// `shapes` are the network's own, by diffusers name; `original` gives for such a name the file's name (without the
 /// prefix) and the part of that tensor which it is; `ignored` holds for names (without the prefix) that diffusers leaves
 /// out too. Errors: every missing, surplus and misshaped tensor under the file's own name.
-pub(super) fn network(
+pub(crate) fn network(
     file: &WeightFile,
     prefix: &str,
     shapes: &BTreeMap<String, Vec<i64>>,

@@ -5,7 +5,7 @@
 //! (`model_ema.*`), schedules and whatever else lies outside of the three networks are passed over, as diffusers does;
 //! within the networks loading is strict.
 
-mod arrange;
+pub(crate) mod arrange;
 mod text;
 mod tokenizer;
 pub(crate) mod unet;
@@ -156,7 +156,7 @@ fn unfit(file: &WeightFile, problem: String) -> Error {
 }
 
 /// The shape of a tensor that tells the configuration. Errors: it is not there, or has another number of axes.
-fn shape_of<const N: usize>(file: &WeightFile, name: &str) -> Result<[i64; N]> {
+pub(crate) fn shape_of<const N: usize>(file: &WeightFile, name: &str) -> Result<[i64; N]> {
     let Some(shape) = file.shape(name) else {
         return Err(unfit(file, format!("missing `{name}`")));
     };
@@ -165,6 +165,6 @@ fn shape_of<const N: usize>(file: &WeightFile, name: &str) -> Result<[i64; N]> {
 }
 
 /// How many of `<prefix>0<suffix>`, `<prefix>1<suffix>`, .. a file has, up to the first that is not there.
-fn count(file: &WeightFile, prefix: &str, suffix: &str) -> i64 {
+pub(crate) fn count(file: &WeightFile, prefix: &str, suffix: &str) -> i64 {
     (0..).find(|n| file.shape(&format!("{prefix}{n}{suffix}")).is_none()).unwrap_or(0)
 }

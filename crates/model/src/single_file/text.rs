@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use seedpo_tensor::{Part, WeightFile};
 
 use super::{arrange, count, shape_of};
+use crate::clip::open_clip_name;
 use crate::layers::Activation;
 use crate::text::ClipTextModel;
 use crate::{Result, TextConfig};
@@ -85,30 +86,4 @@ fn config(vocab_size: i64, hidden_size: i64, positions: i64, intermediate_size: 
         eos_token_id: 2,
         ..TextConfig::default()
     }
-}
-
-/// OpenCLIP's name, and which part of that tensor, for transformers' name.
-fn open_clip_name(name: &str, width: i64) -> (String, Part) {
-    const PARTS: [(&str, &str); 9] = [
-        ("text_model.embeddings.token_embedding.weight", "token_embedding.weight"),
-        ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
-        ("text_model.final_layer_norm.", "ln_final."),
-        ("text_model.encoder.layers.", "transformer.resblocks."),
-        (".layer_norm1.", ".ln_1."),
-        (".layer_norm2.", ".ln_2."),
-        (".mlp.fc1.", ".mlp.c_fc."),
-        (".mlp.fc2.", ".mlp.c_proj."),
-        (".self_attn.out_proj.", ".attn.out_proj."),
-    ];
-    if name == "text_projection.weight" {
-        return ("text_projection".to_owned(), Part::Transposed);
-    }
-    let name = PARTS.iter().fold(name.to_owned(), |name, (from, to)| name.replace(from, to));
-    for (at, projection) in [".self_attn.q_proj.", ".self_attn.k_proj.", ".self_attn.v_proj."].into_iter().enumerate() {
-        if name.contains(projection) {
-            let rows = Part::Rows { start: at as i64 * width, count: width };
-            return (name.replace(projection, ".attn.in_proj_"), rows);
-        }
-    }
-    (name, Part::Whole)
 }

@@ -25,7 +25,7 @@ pub fn sizes_of(model: &DiffusionModel) -> Sizes {
 pub struct Reader<'a> {
     pub case: &'a Case,
     pub sizes: &'a Sizes,
-    pub session: &'a Session,
+    pub session: &'a Session<'a>,
 }
 
 impl Reader<'_> {

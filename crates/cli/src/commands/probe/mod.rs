@@ -36,7 +36,8 @@ The case is a safetensors file: its tensors are the inputs; its metadata has the
             spo: latents, next_latents_w, next_latents_l        clip, guidance_scale,       grad.<adapter key>
             d3po: latents_w, next_latents_w, latents_l,         steps, eta, adapter,
                   next_latents_l                                reference_adapter
-  score     images u8 [B, H, W, 3]                              judge, prompts              scores [B]
+  score     images u8 [B, H, W, 3]                              judge, prompts, judge_path  scores [B]
+            (as x / 127.5 - 1 where there is a timestep)        (its weights), timestep
 
 SDXL: unet, sample and loss also read pooled [B, P] and time_ids f32 [B, 6] (original height, width; crop top, left; target
 height, width), sample and loss negative_pooled [1, P] and, if they differ from time_ids, negative_time_ids [B, 6].
@@ -68,12 +69,13 @@ pub struct Args {
 type Results = BTreeMap<String, Tensor>;
 
 /// Where the model is and how to load it; loaded by the stages that need it.
-pub struct Session {
+pub struct Session<'a> {
     folder: PathBuf,
     options: LoadOptions,
+    context: &'a Context,
 }
 
-impl Session {
+impl Session<'_> {
     /// The model's tokenizers alone: one, or SDXL's two.
     pub fn tokenizers(&self) -> Result<(ClipTokenizer, Option<ClipTokenizer>)> {
         if !self.folder.is_dir() {
@@ -104,13 +106,23 @@ impl Session {
     pub fn device(&self) -> Device {
         self.options.device
     }
+
+    /// The dtype that was asked for.
+    pub fn kind(&self) -> Kind {
+        self.options.kind
+    }
+
+    /// The global flags.
+    pub fn context(&self) -> &Context {
+        self.context
+    }
 }
 
 /// Runs `seedpo probe`. The device is the CPU unless one is named.
 pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     let case = Case::open(&args.case)?;
     let options = context.load_options_or(context.device_or("cpu")?, "f32")?;
-    let session = Session { folder: models::find(args.model.as_deref(), context)?, options };
+    let session = Session { folder: models::find(args.model.as_deref(), context)?, options, context };
     let stage = stage(case.what()).with_context(|| format!("case {}", args.case.display()))?;
     let results =
         stage(&case, &session).with_context(|| format!("case {} (`{}`)", args.case.display(), case.what()))?;
@@ -120,7 +132,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-type Stage = fn(&Case, &Session) -> Result<Results>;
+type Stage = fn(&Case, &Session<'_>) -> Result<Results>;
 
 const STAGES: [(&str, Stage); 9] = [
     ("tokenize", stages::tokenize),

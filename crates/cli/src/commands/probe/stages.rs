@@ -1,15 +1,16 @@
 //! The stages of `seedpo probe`, but for the loss.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use seedpo_judge::by_name;
+use seedpo_judge::JudgeSpec;
 use seedpo_model::{Adapter, ClipTextModel, DiffusionModel, Policy};
 use seedpo_rollout::{Ddim, GuidedPolicy, Sampler, SamplerKind};
-use seedpo_tensor::{Tensor, tch};
+use seedpo_tensor::{Kind, Tensor, tch};
 
 use super::case::{Case, Sizes};
 use super::conditioning::{self, sizes_of};
 use super::settings::CaseSettings;
 use super::{Results, Session};
+use crate::judges;
 
 const LATENTS: [&str; 4] = ["B", "C", "h", "w"];
 const STEP_NOISE: [&str; 5] = ["steps", "B", "C", "h", "w"];
@@ -135,19 +136,33 @@ pub fn sample(case: &Case, session: &Session) -> Result<Results> {
     Ok(results([("latents", latents)]))
 }
 
-/// A judge's scores.
-pub fn score(case: &Case, _session: &Session) -> Result<Results> {
-    let settings = case.settings(&["judge", "prompts", "judge_path"])?;
+/// A judge's scores; of predicted images where a timestep is given.
+pub fn score(case: &Case, session: &Session) -> Result<Results> {
+    let settings = case.settings(&["judge", "prompts", "judge_path", "timestep"])?;
     let name = settings.text("judge")?.context("setting `judge`: expected a judge's name, found nothing")?;
-    let judge = by_name(name).context("setting `judge`")?;
+    let mut spec: JudgeSpec = name.parse().context("setting `judge`")?;
     if let Some(path) = settings.text("judge_path")? {
-        bail!("setting `judge_path`: expected none, `{name}` has no weights; found `{path}`");
+        let JudgeSpec::Named { location, .. } = &mut spec else {
+            bail!(
+                "setting `judge_path`: expected none beside `{name}`, which needs no weights of its own; found `{path}`"
+            );
+        };
+        *location = Some(case.path(path).display().to_string());
     }
+    let judge = judges::build(&spec, session.device(), session.kind(), session.context()).context("setting `judge`")?;
     let images = case.bytes("images", &["B", "H", "W", "3"], &Sizes::default())?;
     let count = images.size()[0] as usize;
     let prompts = settings.texts("prompts")?.unwrap_or_else(|| vec![String::new(); count]);
     let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
     ensure!(prompts.len() == count, "setting `prompts`: expected {count}, one per image, found {}", prompts.len());
-    let scores = judge.score(&images, &prompts)?;
+    let scores = match settings.optional_number("timestep")? {
+        None => judge.score(&images, &prompts)?,
+        Some(_) => {
+            let timestep = settings.count("timestep")? as i64;
+            ensure!(timestep < 1000, "setting `timestep`: expected 0 to 999, found {timestep}");
+            let floats = images.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 127.5 - 1.0;
+            judge.score_step(&floats, timestep, &prompts)?
+        }
+    };
     Ok(results([("scores", Tensor::from_slice(&scores))]))
 }

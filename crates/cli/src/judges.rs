@@ -1,0 +1,38 @@
+//! Judges by the line that names them, their weights found on disk or fetched from the hub.
+
+use std::error::Error as StdError;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use seedpo_judge::{Judge, JudgeInfo, JudgeOptions, JudgeSpec};
+use seedpo_tensor::{Device, Kind};
+
+use crate::context::Context;
+use crate::hub;
+
+/// Builds a judge. Errors: its weights are not there and cannot be fetched, or do not fit.
+pub fn build(spec: &JudgeSpec, device: Device, kind: Kind, context: &Context) -> Result<Box<dyn Judge>> {
+    let batch_size = if device == Device::Cpu { 8 } else { 32 };
+    let options = JudgeOptions { device, kind, batch_size };
+    Ok(spec.build(&options, &mut |info, location| locate(info, location, context))?)
+}
+
+type Located = std::result::Result<Vec<PathBuf>, Box<dyn StdError + Send + Sync>>;
+
+/// A path that exists; else a hub id (with a file in it, or with the published names); without either, the published
+/// repositories.
+fn locate(info: &'static JudgeInfo, location: Option<&str>, context: &Context) -> Located {
+    let published = |repo: Option<&str>| -> Result<Vec<PathBuf>> {
+        let fetch = |w: &seedpo_judge::HubFile| hub::file(repo.unwrap_or(w.repo), w.file, context);
+        info.weights.iter().map(fetch).collect()
+    };
+    let paths = match location {
+        None => published(None),
+        Some(text) if Path::new(text).exists() => Ok(vec![PathBuf::from(text)]),
+        Some(text) => match text.match_indices('/').nth(1) {
+            Some((at, _)) => hub::file(&text[..at], &text[at + 1..], context).map(|path| vec![path]),
+            None => published(Some(text)),
+        },
+    };
+    paths.map_err(|error| format!("{error:#}").into())
+}

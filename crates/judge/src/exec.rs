@@ -1,0 +1,231 @@
+//! Anyone's scorer: a process that reads jobs and answers scores, a JSON object a line.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::{Error, ImageBatch, Judge, Result};
+
+/// The longest answer that is read.
+const LONGEST_LINE: u64 = 16 << 20;
+/// Lines of its standard error that an error shows.
+const SHOWN_LINES: usize = 8;
+/// How long it may take to end once its input is closed.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// A judge that asks an external process, started at the first picture and kept until the judge is dropped.
+///
+/// One that dies, or does not answer in time, is started anew and asked once more; then the judge fails. One that answers
+/// something else than scores is stopped at once: its next answer could belong to another question.
+pub struct ExecJudge {
+    command: String,
+    program: String,
+    arguments: Vec<String>,
+    timeout: Duration,
+    process: RefCell<Option<Process>>,
+}
+
+/// What went wrong with a job, and whether a new process may do better.
+struct Fault {
+    reason: String,
+    again: bool,
+}
+
+impl ExecJudge {
+    /// `command`: a program and its arguments, split at spaces. `timeout`: for one batch of pictures.
+    ///
+    /// Errors: [`Error::Exec`] for an empty command.
+    pub fn new(command: &str, timeout: Duration) -> Result<Self> {
+        let mut words = command.split_whitespace().map(str::to_owned);
+        let Some(program) = words.next() else {
+            return Err(Error::Exec { command: command.to_owned(), reason: "expected a command".into() });
+        };
+        let (command, arguments) = (command.to_owned(), words.collect());
+        Ok(Self { command, program, arguments, timeout, process: RefCell::new(None) })
+    }
+
+    fn ask(&self, job: &str, count: usize) -> Result<Vec<f64>> {
+        let mut slot = self.process.borrow_mut();
+        let mut first = None;
+        loop {
+            if !slot.as_mut().is_some_and(Process::alive) {
+                *slot = None;
+            }
+            let process = match slot.as_mut() {
+                Some(process) => process,
+                None => slot.insert(self.start()?),
+            };
+            let fault = match process.answer(job, self.timeout).and_then(|line| scores(&line, count)) {
+                Ok(scores) => return Ok(scores),
+                Err(fault) => fault,
+            };
+            let reason = format!("{}{}", fault.reason, process.stop());
+            *slot = None;
+            if !fault.again || first.is_some() {
+                let twice = first.map_or(String::new(), |before| format!(" (started anew after: {before})"));
+                return Err(Error::Exec { command: self.command.clone(), reason: reason + &twice });
+            }
+            tracing::warn!(command = self.command, reason, "external scorer is started anew");
+            first = Some(fault.reason);
+        }
+    }
+
+    fn start(&self) -> Result<Process> {
+        let fail = |reason: String| Error::Exec { command: self.command.clone(), reason };
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|e| fail(format!("`{}` could not be started: {e}", self.program)))?;
+        let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (Some(input), Some(output), Some(errors)) = pipes else {
+            return Err(fail("its standard streams could not be had".into()));
+        };
+        let said = Arc::new(Mutex::new(VecDeque::new()));
+        let (kept, (sender, lines)) = (said.clone(), channel());
+        std::thread::spawn(move || {
+            for line in BufReader::new(errors).lines().map_while(std::result::Result::ok) {
+                if let Ok(mut said) = kept.lock() {
+                    said.push_back(line.chars().take(300).collect::<String>());
+                    if said.len() > SHOWN_LINES {
+                        said.pop_front();
+                    }
+                }
+            }
+        });
+        std::thread::spawn(move || {
+            let mut output = BufReader::new(output);
+            loop {
+                let mut line = Vec::new();
+                match output.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line) {
+                    Ok(1..) if sender.send(String::from_utf8_lossy(&line).trim().to_owned()).is_ok() => {}
+                    _ => return,
+                }
+            }
+        });
+        Ok(Process { child, input: Some(input), lines, said })
+    }
+}
+
+/// The scores in an answer.
+fn scores(line: &str, count: usize) -> std::result::Result<Vec<f64>, Fault> {
+    let shown: String = line.chars().take(200).collect();
+    let wrong = |reason: String| Fault { reason: format!("{reason}; it answered: {shown}"), again: false };
+    let expected = r#"expected a line {"scores": [..]}"#;
+    let answer: Value =
+        serde_json::from_str(line).map_err(|e| match line.contains("NaN") || line.contains("Infinity") {
+            true => wrong("a score is NaN or infinite, which is no JSON either".into()),
+            false => wrong(format!("{expected}, found no JSON ({e})")),
+        })?;
+    if let Some(error) = answer.get("error") {
+        return Err(wrong(format!("it reports an error: {error}")));
+    }
+    let list = answer.get("scores").and_then(Value::as_array).ok_or_else(|| wrong(expected.to_owned()))?;
+    if list.len() != count {
+        return Err(wrong(format!("expected {count} scores, one for each picture, found {}", list.len())));
+    }
+    let number = |value: &Value| value.as_f64().ok_or_else(|| wrong(format!("expected numbers, found {value}")));
+    list.iter().map(number).collect()
+}
+
+struct Process {
+    child: Child,
+    /// Present until the process is told to end.
+    input: Option<ChildStdin>,
+    lines: Receiver<String>,
+    said: Arc<Mutex<VecDeque<String>>>,
+}
+
+impl Process {
+    fn alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    fn answer(&mut self, job: &str, timeout: Duration) -> std::result::Result<String, Fault> {
+        let Some(mut input) = self.input.take() else {
+            return Err(Fault { reason: "it was told to end".into(), again: true });
+        };
+        let late = Fault { reason: format!("no answer within {} s", timeout.as_secs_f64()), again: true };
+        // A process that does not read would block the write for ever; it is killed below, which ends the write.
+        let text = format!("{job}\n");
+        let write = std::thread::spawn(move || {
+            let written = input.write_all(text.as_bytes()).and_then(|()| input.flush());
+            written.map(|()| input)
+        });
+        let line = self.lines.recv_timeout(timeout);
+        if line.is_err() {
+            let _ = self.child.kill();
+        }
+        if let Ok(Ok(input)) = write.join() {
+            self.input = Some(input);
+        }
+        match line {
+            Ok(line) => Ok(line),
+            Err(RecvTimeoutError::Timeout) => Err(late),
+            Err(RecvTimeoutError::Disconnected) => {
+                let ended = self.child.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
+                Err(Fault { reason: format!("it ended without an answer ({ended})"), again: true })
+            }
+        }
+    }
+
+    /// Kills it; what it last said on standard error, for a message.
+    fn stop(&mut self) -> String {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        // The reader of its last lines may need a moment.
+        std::thread::sleep(Duration::from_millis(20));
+        let said = self.said.lock().map(|said| said.iter().cloned().collect::<Vec<_>>()).unwrap_or_default();
+        if said.is_empty() { String::new() } else { format!("; its last words:\n  {}", said.join("\n  ")) }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // The end of its input asks it to end by itself.
+        self.input = None;
+        let asked = Instant::now();
+        while self.alive() && asked.elapsed() < FAREWELL {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Judge for ExecJudge {
+    fn name(&self) -> &str {
+        &self.program
+    }
+
+    fn unit(&self) -> &str {
+        "score"
+    }
+
+    fn judge(&self, images: &ImageBatch, prompts: &[&str]) -> Result<Vec<f64>> {
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
+        let fail = |reason: String| Error::Exec { command: self.command.clone(), reason };
+        let folder = tempfile::tempdir().map_err(|e| fail(format!("no temporary folder for its pictures: {e}")))?;
+        let mut paths = Vec::with_capacity(images.len());
+        for (at, pixels) in images.pixels().enumerate() {
+            let path = folder.path().join(format!("{at:05}.png"));
+            let (width, height) = (images.width() as u32, images.height() as u32);
+            image::save_buffer(&path, pixels, width, height, image::ExtendedColorType::Rgb8)
+                .map_err(|e| fail(format!("{}: {e}", path.display())))?;
+            paths.push(path.display().to_string());
+        }
+        self.ask(&json!({ "images": paths, "prompts": prompts }).to_string(), images.len())
+    }
+}
+
+impl std::fmt::Debug for ExecJudge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "exec:{}", self.command)
+    }
+}

@@ -1,0 +1,122 @@
+//! Building judges: from a name and files.
+
+use std::path::PathBuf;
+
+use seedpo_model::{Activation, ClipConfig, ClipDialect, ClipModel, ClipTokenizer};
+use seedpo_tensor::{Device, Kind, WeightFile};
+
+use crate::aesthetic::AestheticHead;
+use crate::clip_judge::{ClipFormula, ClipJudge};
+use crate::files::{Content, Found};
+use crate::{Colourfulness, Error, JpegSize, Judge, JudgeInfo, Preparation, Result, info};
+
+/// How judges compute.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct JudgeOptions {
+    /// Where.
+    pub device: Device,
+    /// The weights' number type: f32 as the reference implementations, or bf16 (docs/judges.md has the error).
+    pub kind: Kind,
+    /// Pictures in one pass.
+    pub batch_size: usize,
+}
+
+impl Default for JudgeOptions {
+    fn default() -> Self {
+        Self { device: Device::Cpu, kind: Kind::Float, batch_size: 8 }
+    }
+}
+
+/// Builds the judge of this name from its files: folders, or single files; none for a judge without weights.
+///
+/// Errors: [`Error::UnknownJudge`]; [`Error::Files`] where the weights are not there or are others; what is wrong with
+/// them otherwise.
+pub fn load(name: &str, paths: &[PathBuf], options: &JudgeOptions) -> Result<Box<dyn Judge>> {
+    let info = info(name)?;
+    if info.weights.is_empty() {
+        return match paths.first() {
+            None => Ok(without_weights(info)),
+            Some(path) => Err(Error::Files {
+                judge: info.name.to_owned(),
+                path: path.clone(),
+                expected: "no path, since it has no weights".into(),
+                found: "one".into(),
+            }),
+        };
+    }
+    let found = Found::open(info, paths)?;
+    match info.name {
+        "imagereward" => Ok(Box::new(crate::image_reward::load(info, &found, options)?)),
+        _ => Ok(Box::new(clip_judge(info, &found, options)?)),
+    }
+}
+
+fn without_weights(info: &JudgeInfo) -> Box<dyn Judge> {
+    match info.name {
+        "jpeg-compressibility" => Box::new(JpegSize::Compressibility),
+        "jpeg-incompressibility" => Box::new(JpegSize::Incompressibility),
+        _ => Box::new(Colourfulness),
+    }
+}
+
+fn clip_judge(info: &'static JudgeInfo, found: &Found, options: &JudgeOptions) -> Result<ClipJudge> {
+    use ClipDialect::{OpenAi, OpenClip, Transformers};
+    let padded = |antialias| Preparation::Padded { antialias };
+    let (dialect, preparation, act) = match info.name {
+        "hpsv2" | "hpsv2.1" => (OpenClip, padded(true), Activation::Gelu),
+        "hpsv2-no-antialias" | "hpsv2.1-no-antialias" => (OpenClip, padded(false), Activation::Gelu),
+        "clipscore" => (OpenAi, Preparation::OpenAi, Activation::QuickGelu),
+        "aesthetic" => (Transformers, Preparation::Processor, Activation::QuickGelu),
+        _ => (Transformers, Preparation::Processor, Activation::Gelu),
+    };
+    let step_aware = info.name.starts_with("spm");
+    let expected = if step_aware { "a CLIP with a timestep's conditioning" } else { "a CLIP" };
+    let wanted = |content: &Content| match content {
+        Content::Clip(_) => !step_aware,
+        Content::StepAwareClip => step_aware,
+        _ => false,
+    };
+    let (file, _) = found.one(expected, wanted)?;
+    let model = ClipModel::load(file, clip_config(found, file)?, act, options.device, options.kind)?;
+    let tokenizer = tokenizer(found, file, dialect, model.config().text.vocab_size)?;
+    let formula = match info.name {
+        "clipscore" => ClipFormula::ClipScore,
+        "aesthetic" => {
+            let (head, _) = found.one("the predictor's head beside a CLIP", |c| *c == Content::AestheticHead)?;
+            ClipFormula::Aesthetic(AestheticHead::load(head, "", model.config().projection_dim, options.device)?)
+        }
+        name if name.starts_with("hps") => ClipFormula::Cosine,
+        _ => ClipFormula::Logit,
+    };
+    Ok(ClipJudge::new(info, model, tokenizer, preparation, formula, options.batch_size))
+}
+
+/// The sizes, where a file beside the weights says them.
+fn clip_config(found: &Found, file: &WeightFile) -> Result<Option<ClipConfig>> {
+    let of_clip = |path: &std::path::Path| {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        ["vision_config", "vision_cfg"].iter().any(|key| text.contains(key))
+    };
+    let path = found.beside(file, &["config.json", "open_clip_config.json"], of_clip);
+    Ok(path.map(|path| ClipConfig::from_file(&path)).transpose()?)
+}
+
+/// CLIP's own vocabulary, or the one beside the weights: transformers' folders bring theirs, and models of other
+/// vocabularies need one.
+fn tokenizer(found: &Found, file: &WeightFile, dialect: ClipDialect, vocab_size: i64) -> Result<ClipTokenizer> {
+    let folders = ["tokenizer", "."];
+    let complete = |folder: &std::path::Path| {
+        let has = |name: &str| folder.join(name).is_file();
+        has("tokenizer_config.json") && (has("tokenizer.json") || has("vocab.json") && has("merges.txt"))
+    };
+    let folder = found.beside(file, &folders, complete);
+    let built_in = vocab_size == 49408;
+    match folder {
+        Some(folder) if dialect == ClipDialect::Transformers || !built_in => Ok(ClipTokenizer::from_folder(&folder)?),
+        _ if built_in => Ok(ClipTokenizer::built_in(dialect)?),
+        _ => Err(found.unfit(
+            "a tokenizer beside the weights (tokenizer.json or vocab.json and merges.txt, tokenizer_config.json)",
+            format!("none, and a vocabulary of {vocab_size} tokens, which is not CLIP's own (49408)"),
+        )),
+    }
+}

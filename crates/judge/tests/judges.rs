@@ -1,0 +1,158 @@
+//! Every judge with weights against its reference implementation; fixture by `python/fixtures/judges.py`.
+
+mod common;
+
+use std::path::Path;
+
+use common::{fixture, picture, weight};
+use seedpo_judge::{Judge, JudgeOptions, load};
+use seedpo_tensor::{read_text, write_weights};
+use serde_json::Value;
+use tch::{Kind, Tensor};
+
+struct Case {
+    judge: String,
+    files: Value,
+    pictures: Vec<Tensor>,
+    prompts: Vec<String>,
+    steps: Option<Vec<i64>>,
+    scores: Vec<f64>,
+}
+
+fn cases() -> Vec<Case> {
+    let text = read_text(&fixture("judges.json")).unwrap();
+    let fixture: Value = serde_json::from_str(&text).unwrap();
+    let list = |value: &Value| value.as_array().cloned();
+    let one = |case: &Value| Case {
+        judge: case["judge"].as_str().unwrap().to_owned(),
+        files: case["files"].clone(),
+        pictures: list(&case["pictures"])
+            .unwrap()
+            .iter()
+            .map(|p| {
+                picture(
+                    p[0].as_u64().unwrap() as usize,
+                    p[1].as_u64().unwrap() as usize,
+                    p[2].as_u64().unwrap() as usize,
+                )
+            })
+            .collect(),
+        prompts: list(&case["prompts"]).unwrap().iter().map(|p| p.as_str().unwrap().to_owned()).collect(),
+        steps: list(&case["steps"]).map(|steps| steps.iter().map(|s| s.as_i64().unwrap()).collect()),
+        scores: list(&case["scores"]).unwrap().iter().map(|s| s.as_f64().unwrap()).collect(),
+    };
+    fixture["cases"].as_array().unwrap().iter().map(one).collect()
+}
+
+/// Writes what a user would have: JSON and text as they are, weights by formula.
+fn write(case: &Case, folder: &Path) {
+    for (name, content) in case.files.as_object().unwrap() {
+        let path = folder.join(name);
+        match content {
+            Value::String(text) => std::fs::write(path, text).unwrap(),
+            json if name.ends_with(".json") => std::fs::write(path, json.to_string()).unwrap(),
+            shapes => {
+                let shapes = shapes.as_object().unwrap().iter();
+                let tensors = shapes.map(|(name, shape)| {
+                    let shape: Vec<i64> = shape.as_array().unwrap().iter().map(|n| n.as_i64().unwrap()).collect();
+                    (name.clone(), weight(name, &shape))
+                });
+                write_weights(&path, &tensors.collect(), &Default::default()).unwrap();
+            }
+        }
+    }
+}
+
+fn built(case: &Case, options: &JudgeOptions) -> Box<dyn Judge> {
+    let folder = tempfile::tempdir().unwrap();
+    write(case, folder.path());
+    load(&case.judge, &[folder.path().to_path_buf()], options).unwrap_or_else(|e| panic!("{}: {e}", case.judge))
+}
+
+fn scores(case: &Case, judge: &dyn Judge) -> Vec<f64> {
+    let one = |at: usize| {
+        let (image, prompt) = (&case.pictures[at], [case.prompts[at].as_str()]);
+        let scores = match &case.steps {
+            None => judge.score(image, &prompt),
+            Some(steps) => {
+                let floats = image.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0 * 2.0 - 1.0;
+                judge.score_step(&floats, steps[at], &prompt)
+            }
+        };
+        scores.unwrap()[0]
+    };
+    (0..case.pictures.len()).map(one).collect()
+}
+
+/// The largest score stands for the scale: a cosine near 0 has no relative precision.
+fn relative_error(found: &[f64], expected: &[f64]) -> f64 {
+    let scale = expected.iter().fold(1e-3f64, |scale, score| scale.max(score.abs()));
+    found.iter().zip(expected).fold(0.0, |worst: f64, (f, e)| worst.max((f - e).abs() / scale))
+}
+
+#[test]
+fn scores_equal_the_reference_implementations() {
+    let cases = cases();
+    assert_eq!(cases.len(), 8);
+    for case in &cases {
+        let judge = built(case, &JudgeOptions::default());
+        let found = scores(case, judge.as_ref());
+        let error = relative_error(&found, &case.scores);
+        assert!(error < 1e-4, "{}: {error:e}\n found {found:?}\n expected {:?}", case.judge, case.scores);
+        // Again from the caches.
+        assert_eq!(scores(case, judge.as_ref()), found, "{}", case.judge);
+    }
+}
+
+#[test]
+fn bf16_stays_near() {
+    for case in cases().iter().filter(|case| case.steps.is_none()) {
+        let judge = built(case, &JudgeOptions { kind: Kind::BFloat16, ..JudgeOptions::default() });
+        let error = relative_error(&scores(case, judge.as_ref()), &case.scores);
+        // Eight bits of mantissa through a few layers; random weights have no slack.
+        assert!(error > 0.0 && error < 0.15, "{}: {error}", case.judge);
+    }
+}
+
+#[test]
+fn a_batch_scores_like_its_pictures_one_by_one() {
+    let images = Tensor::cat(&[picture(40, 24, 1), picture(40, 24, 2), picture(40, 24, 1), picture(40, 24, 3)], 0);
+    let prompts = ["a red apple", "a red apple", "two cats", "an astronaut riding a horse on the mat in naive art"];
+    for case in &cases() {
+        let batch = built(case, &JudgeOptions { batch_size: 3, ..JudgeOptions::default() });
+        let together = batch.score(&images, &prompts).unwrap();
+        let alone = built(case, &JudgeOptions { batch_size: 1, ..JudgeOptions::default() });
+        let apart: Vec<f64> =
+            (0..4).flat_map(|i| alone.score(&images.narrow(0, i, 1), &prompts[i as usize..][..1]).unwrap()).collect();
+        assert!(relative_error(&together, &apart) < 1e-5, "{}: {together:?} {apart:?}", case.judge);
+        assert_eq!(batch.score(&Tensor::zeros([0, 4, 4, 3], (Kind::Uint8, tch::Device::Cpu)), &[]).unwrap(), [0.0; 0]);
+    }
+}
+
+#[test]
+fn a_single_file_serves_where_shapes_tell_enough_and_errors_say_what_is_missing() {
+    let cases = cases();
+    let folder = tempfile::tempdir().unwrap();
+    let case = |name: &str| cases.iter().find(|case| case.judge == name).unwrap();
+    write(case("hpsv2"), folder.path());
+    let file = folder.path().join("HPS_v2_compressed.pt");
+    // The configuration beside the file is found.
+    let judge = load("hpsv2", std::slice::from_ref(&file), &JudgeOptions::default()).unwrap();
+    assert!(relative_error(&scores(case("hpsv2"), judge.as_ref()), &case("hpsv2").scores) < 1e-4);
+    std::fs::remove_file(folder.path().join("open_clip_config.json")).unwrap();
+    let message = |name: &str, path: &Path| {
+        load(name, &[path.to_path_buf()], &JudgeOptions::default()).err().unwrap().to_string()
+    };
+    let text = message("hpsv2", &file);
+    assert!(text.contains("num_attention_heads") && text.contains("open_clip_config.json"), "{text}");
+    let text = message("imagereward", folder.path());
+    assert!(text.contains("ImageReward") && text.contains("a CLIP (OpenCLIP)"), "{text}");
+    let text = message("spm", folder.path());
+    assert!(text.contains("timestep"), "{text}");
+    assert!(message("pickscore", &folder.path().join("none")).contains("none"));
+    let empty = tempfile::tempdir().unwrap();
+    assert!(message("pickscore", empty.path()).contains("no weight file"));
+    write(case("imagereward"), empty.path());
+    std::fs::remove_file(empty.path().join("vocab.txt")).unwrap();
+    assert!(message("imagereward", empty.path()).contains("vocab.txt"));
+}
