@@ -90,13 +90,21 @@ def noised_pair(policy, reference, alphas_cumprod, case, settings):
         return policy(noisy, t), ref
 
     (policy_w, reference_w), (policy_l, reference_l) = (
-        predictions(name) for name in ("latents_w", "latents_ref" if settings["method"] == "seppo" else "latents_l")
+        predictions(name) for name in ("latents_w", "latents_l" if settings["method"] == "diffusion-dpo" else "latents_ref")
     )
     gain = ((noise - reference_w) ** 2).sum(dim=(1, 2, 3)) - ((noise - policy_w.detach()) ** 2).sum(dim=(1, 2, 3))
     sign = {"sign": torch.sign(gain), "indicator": (gain > 0).to(gain.dtype), "off": 1}[settings.get("shaping") or "off"]
     likelihoods = [denoising_log_likelihood(noise, e) for e in (policy_w, reference_w, policy_l, reference_l)]
     keys = ("beta", "gamma", "form", "clip")
     return pairwise(*likelihoods, sign=sign, **{k: settings[k] for k in keys})
+
+
+def supervised(policy, _reference, alphas_cumprod, case, settings):
+    """Mean squared error of the predicted noise on winners (section 4.5); there is no margin: zeros [B]."""
+    t, noise = case["timestep"], case["noise"]
+    a_t = alphas_cumprod[t].view(-1, 1, 1, 1)
+    error = (noise - policy(a_t**0.5 * case["latents_w"] + (1 - a_t) ** 0.5 * noise, t)) ** 2
+    return error.mean(), torch.zeros(len(t), dtype=noise.dtype)
 
 
 def self_check():

@@ -1,44 +1,83 @@
 //! A method is a choice on four axes (docs/methods.md section 4); the trainer has one loop for all of them.
 
 use crate::error::{Error, Result};
+use crate::objective::Flipper;
 use serde::Serialize;
+use std::ops::RangeInclusive;
 
-/// Where preference pairs come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PairsFrom {
-    /// Two whole trajectories from the same x_T, judged by the final image (docs/methods.md section 4.1).
-    Trajectories,
-    /// K candidates for x_t' from the same x_t, judged at that step (docs/methods.md section 4.3).
-    Steps,
-    /// Image files with a known winner, noised (docs/methods.md section 4.2): nothing is sampled.
-    Images,
+/// An axis: an enum whose variants have the names that settings use.
+macro_rules! axis {
+    ($(#[$meta:meta])* $type:ident, $key:literal { $($(#[$doc:meta])* $variant:ident = $name:literal,)* }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+        #[serde(rename_all = "kebab-case")]
+        pub enum $type { $($(#[$doc])* $variant,)* }
+        impl $type {
+            /// The name used in settings.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+            /// The choice called `name`. Errors: [`Error::Setting`] listing all.
+            pub fn by_name(name: &str) -> Result<Self> {
+                match name {
+                    $($name => Ok(Self::$variant),)*
+                    _ => Err(refused($key, &[$($name),*].join(" | "), &format!("`{name}`"))),
+                }
+            }
+        }
+    };
 }
 
-/// The log-likelihood ℓ that enters the margin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Likelihood {
-    /// log π_θ(x_t' | x_t, c) of a stochastic DDIM step (docs/methods.md section 2).
-    Transition,
-    /// −½ of the mean squared error of the predicted noise (docs/methods.md section 4.2).
-    DenoisingError,
+axis! {
+    /// Where preference pairs come from.
+    PairsFrom, "pairs" {
+        /// Two whole trajectories from the same x_T, judged by the final image (docs/methods.md section 4.1).
+        Trajectories = "trajectories",
+        /// K candidates for x_t' from the same x_t, judged at that step (docs/methods.md section 4.3).
+        Steps = "steps",
+        /// Image files with a known winner, noised (docs/methods.md section 4.2): nothing is sampled.
+        Images = "images",
+        /// Winners of the dataset against samples of the reference policy (docs/methods.md section 4.4).
+        WinnersAndSamples = "winners-and-samples",
+        /// Winners of the dataset alone: no pair, plain supervision (docs/methods.md section 4.5).
+        Winners = "winners",
+    }
 }
 
-/// Which policy the pair is compared against.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ReferencePolicy {
-    /// The base model without an adapter.
-    Initial,
+axis! {
+    /// The log-likelihood ℓ that enters the margin.
+    Likelihood, "likelihood" {
+        /// log π_θ(x_t' | x_t, c) of a stochastic DDIM step (docs/methods.md section 2).
+        Transition = "transition",
+        /// −½ of the mean squared error of the predicted noise (docs/methods.md section 4.2).
+        DenoisingError = "denoising-error",
+    }
 }
 
-/// What is done to the log-ratio before it enters the margin.
+axis! {
+    /// Which policy the pair is compared against.
+    ReferencePolicy, "reference" {
+        /// No policy: supervision compares with nothing.
+        None = "none",
+        /// The base model without an adapter, θ_0.
+        Initial = "initial",
+        /// The newest snapshot of the policy.
+        Latest = "latest",
+        /// One snapshot per update, drawn uniformly from all, θ_0 among them.
+        RandomHistory = "random-history",
+        /// The exponential moving average of the policy's adapter.
+        Ema = "ema",
+    }
+}
+
+/// What is done to the log-ratio, or the rejected side, before it enters the margin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Shaping {
     /// exp(r) is clipped to [1 − ε, 1 + ε]; ε is the setting `clip`, 0 turns it off.
     ClipRatio,
+    /// SePPO's flipper decides what becomes of the rejected side.
+    Flip(Flipper),
     /// Nothing.
     None,
 }
@@ -54,11 +93,11 @@ pub struct Method {
     pub likelihood: Likelihood,
     /// The reference policy.
     pub reference: ReferencePolicy,
-    /// The shaping of the log-ratio.
+    /// The shaping of the margin; the settings `clip` and `flipper` adjust it.
     pub shaping: Shaping,
 }
 
-/// The methods this version trains with.
+/// The methods this version trains with, by name.
 pub const METHODS: &[Method] = &[
     Method {
         name: "d3po",
@@ -75,6 +114,27 @@ pub const METHODS: &[Method] = &[
         shaping: Shaping::None,
     },
     Method {
+        name: "seppo",
+        pairs: PairsFrom::WinnersAndSamples,
+        likelihood: Likelihood::DenoisingError,
+        reference: ReferencePolicy::RandomHistory,
+        shaping: Shaping::Flip(Flipper::Sign),
+    },
+    Method {
+        name: "sft",
+        pairs: PairsFrom::Winners,
+        likelihood: Likelihood::DenoisingError,
+        reference: ReferencePolicy::None,
+        shaping: Shaping::None,
+    },
+    Method {
+        name: "spin",
+        pairs: PairsFrom::WinnersAndSamples,
+        likelihood: Likelihood::DenoisingError,
+        reference: ReferencePolicy::Latest,
+        shaping: Shaping::None,
+    },
+    Method {
         name: "spo",
         pairs: PairsFrom::Steps,
         likelihood: Likelihood::Transition,
@@ -84,7 +144,14 @@ pub const METHODS: &[Method] = &[
 ];
 
 /// Methods of docs/methods.md that are planned; named so that the refusal can say so.
-const LATER: &[&str] = &["seppo", "sft", "spin-diffusion", "ddpo", "dpok"];
+const LATER: &[&str] = &["ddpo", "dpok"];
+
+impl PairsFrom {
+    /// Whether the pairs, or their winners, are image files (`pairs_file`) rather than samples that a judge compares.
+    pub fn from_files(self) -> bool {
+        matches!(self, Self::Images | Self::WinnersAndSamples | Self::Winners)
+    }
+}
 
 impl Method {
     /// The method called `name`.
@@ -98,13 +165,71 @@ impl Method {
         let bare = name.strip_prefix("see-").unwrap_or(name);
         let found = if METHODS.iter().any(|m| m.name == bare) {
             format!("`{name}`; the self-entropy form is `method = \"{bare}\"` with `entropy.gamma` above 0")
+        } else if bare == "spin-diffusion" {
+            format!("`{name}`, which is called spin here")
         } else if LATER.contains(&bare) {
             format!("`{name}`, which is planned but not in this version")
         } else {
             format!("`{name}`")
         };
-        Err(Error::Setting { key: "method".into(), expected: format!("one of {}", known.join(", ")), found })
+        Err(refused("method", &format!("one of {}", known.join(", ")), &found))
     }
+
+    /// The flipper; off where the shaping is another.
+    pub fn flipper(&self) -> Flipper {
+        match self.shaping {
+            Shaping::Flip(flipper) => flipper,
+            Shaping::ClipRatio | Shaping::None => Flipper::Off,
+        }
+    }
+
+    /// Refuses combinations of axes that have no meaning, saying why.
+    pub fn check(&self) -> Result<()> {
+        let pairs = self.pairs.name();
+        if self.likelihood == Likelihood::Transition && self.pairs.from_files() {
+            let expected = format!(
+                "denoising-error with pairs = {pairs}: only sampled pairs (trajectories, steps) have the sampler's steps \
+                 whose likelihood `transition` is"
+            );
+            return Err(refused("likelihood", &expected, "transition"));
+        }
+        if self.pairs == PairsFrom::Winners && self.reference != ReferencePolicy::None {
+            let expected = "none with pairs = winners: supervision compares the policy with nothing";
+            return Err(refused("reference", expected, self.reference.name()));
+        }
+        if self.pairs != PairsFrom::Winners && self.reference == ReferencePolicy::None {
+            let expected = format!("a policy with pairs = {pairs}: the margin is relative to one");
+            return Err(refused("reference", &expected, "none"));
+        }
+        if self.flipper() == Flipper::Off {
+            return Ok(());
+        }
+        let reason = match (self.likelihood, self.pairs) {
+            (Likelihood::Transition, _) => {
+                "it compares denoising errors, which the likelihood `transition` does not have"
+            }
+            (_, PairsFrom::Winners) => "winners alone have no other side to flip",
+            _ => return Ok(()),
+        };
+        Err(refused("flipper", &format!("off: {reason}"), &format!("{:?}", self.flipper()).to_lowercase()))
+    }
+
+    /// Where β usually lies: around the published values, with a decade or so to either side. `None` where the loss has
+    /// no β. With the sign flipper and γ above 0 both sides' constants add up where s = −1 (docs/paper-index.md), so that
+    /// far smaller values make sense.
+    pub fn plausible_beta(&self, gamma: f64) -> Option<RangeInclusive<f64>> {
+        match (self.likelihood, self.pairs) {
+            (_, PairsFrom::Winners) => None,
+            (Likelihood::DenoisingError, _) if self.flipper() == Flipper::Sign && gamma != 0.0 => Some(1.0..=20_000.0),
+            (Likelihood::DenoisingError, _) => Some(100.0..=20_000.0),
+            (Likelihood::Transition, PairsFrom::Steps) => Some(1.0..=200.0),
+            (Likelihood::Transition, _) => Some(0.01..=10.0),
+        }
+    }
+}
+
+fn refused(key: &str, expected: &str, found: &str) -> Error {
+    Error::Setting { key: key.into(), expected: expected.into(), found: found.into() }
 }
 
 #[cfg(test)]
@@ -112,13 +237,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn later_methods_are_refused_by_name_with_the_known_ones() {
-        let message = Method::by_name("seppo").unwrap_err().to_string();
+    fn unknown_methods_are_refused_with_the_known_ones() {
+        let message = Method::by_name("dpok").unwrap_err().to_string();
         assert!(
-            message.contains("seppo") && message.contains("planned") && message.contains("d3po, diffusion-dpo, spo"),
+            message.contains("dpok")
+                && message.contains("planned")
+                && message.contains("d3po, diffusion-dpo, seppo, sft, spin, spo"),
             "{message}"
         );
         assert!(Method::by_name("see-spo").unwrap_err().to_string().contains("entropy.gamma"));
+        assert!(Method::by_name("spin-diffusion").unwrap_err().to_string().contains("called spin"));
         assert_eq!(Method::by_name("spo").unwrap().pairs, PairsFrom::Steps);
+    }
+
+    #[test]
+    fn every_method_makes_sense_and_other_combinations_do_or_say_why_not() {
+        for method in METHODS {
+            method.check().unwrap();
+        }
+        let of = |name| Method::by_name(name).unwrap();
+        for sensible in [
+            Method { likelihood: Likelihood::DenoisingError, ..of("spo") },
+            Method { likelihood: Likelihood::DenoisingError, shaping: Shaping::Flip(Flipper::Sign), ..of("d3po") },
+            Method { reference: ReferencePolicy::Ema, ..of("d3po") },
+            Method { reference: ReferencePolicy::RandomHistory, ..of("diffusion-dpo") },
+            Method { shaping: Shaping::Flip(Flipper::Indicator), ..of("diffusion-dpo") },
+        ] {
+            sensible.check().unwrap();
+        }
+        let refused = |method: Method| method.check().unwrap_err().to_string();
+        assert!(refused(Method { likelihood: Likelihood::Transition, ..of("seppo") }).contains("sampler's steps"));
+        assert!(refused(Method { reference: ReferencePolicy::Initial, ..of("sft") }).contains("with nothing"));
+        assert!(refused(Method { reference: ReferencePolicy::None, ..of("spin") }).contains("relative to one"));
+        assert!(refused(Method { shaping: Shaping::Flip(Flipper::Sign), ..of("spo") }).contains("denoising errors"));
+        assert!(refused(Method { shaping: Shaping::Flip(Flipper::Sign), ..of("sft") }).contains("no other side"));
     }
 }

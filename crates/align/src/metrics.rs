@@ -12,7 +12,7 @@ pub struct UpdateMetrics {
     pub iteration: u64,
     /// Passes over the prompts begun so far, as a fraction.
     pub epoch: f64,
-    /// Mean pairwise loss in nats; ln 2 when policy equals reference. Ties count ln 2.
+    /// Mean pairwise loss in nats; ln 2 when policy equals reference. Ties count ln 2. SFT: the mean denoising error.
     pub loss: f64,
     /// Share of untied pairs whose margin is positive, in [0, 1]; 0 margins count one half.
     pub implicit_accuracy: f64,
@@ -35,6 +35,14 @@ pub struct UpdateMetrics {
     pub learning_rate: f64,
     /// Mean over steps of mean((μ_θ − μ_ref)²)/(2σ²) on the states trained on: the per-element KL of one step.
     pub kl_to_reference: f64,
+    /// Mean of SePPO's s, in [-1, 1]: 1 pushes all samples of the reference away, -1 learns from all. Absent without a
+    /// flipper.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flip_mean: Option<f64>,
+    /// The update after which the reference was the policy; 0 is the base. Absent where it is a moving average, and
+    /// where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference_step: Option<u64>,
     /// Judge's mean score of this iteration's final images.
     pub reward_mean: f64,
     /// Their standard deviation (population).

@@ -1,5 +1,7 @@
 //! The training loop on a tiny random model: identities, resume, stopping, and what happens when something goes wrong.
 
+#[path = "trainer/axes.rs"]
+mod axes;
 #[path = "trainer/checkpoints.rs"]
 mod checkpoints;
 mod common;
@@ -10,8 +12,8 @@ mod optimizing;
 
 use seedpo_align::metrics::UpdateMetrics;
 use seedpo_align::{
-    Checkpoint, Error, Finished, Observer, ObserverError, Parts, Phase, Preview, Record, RunDir, Silent, TrainConfig,
-    Trainer, read_image_pairs,
+    Checkpoint, Error, Finished, Likelihood, METHODS, Method, Observer, ObserverError, Parts, Phase, Preview, Record,
+    RunDir, Silent, TrainConfig, Trainer, read_image_pairs,
 };
 use seedpo_judge::{Colourfulness, ImageBatch, Judge};
 use seedpo_model::{DiffusionModel, LoadOptions};
@@ -39,10 +41,11 @@ fn write_pairs(folder: &Path) -> String {
 }
 
 fn config(folder: &Path, method: &str) -> TrainConfig {
-    if method == "diffusion-dpo" {
+    if Method::by_name(method).unwrap().pairs.from_files() {
         let pairs_file = write_pairs(folder);
         let config = TrainConfig { method: method.into(), prompts: Vec::new(), pairs_file, ..config(folder, "spo") };
-        return TrainConfig { beta: 100.0, guidance_scale: 1.0, train_batch_size: 1, ..config };
+        let guidance = TrainConfig { guidance_scale: 1.0, sampling_guidance_scale: 2.0, ..config };
+        return TrainConfig { beta: 100.0, clip: 0.0, train_batch_size: 1, reference_save_steps: 2, ..guidance };
     }
     let spo = method == "spo";
     TrainConfig {
@@ -106,7 +109,7 @@ fn adapter(run: &Path) -> Vec<u8> {
 #[test]
 fn every_method_starts_on_policy_and_moves() {
     let model = common::tiny_model();
-    for method in ["spo", "d3po", "diffusion-dpo"] {
+    for method in METHODS.iter().map(|method| method.name) {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path(), method);
         assert_eq!(start(&model, &config, &Colourfulness).run(&mut Silent, &STOP).unwrap(), Finished::Completed);
@@ -116,9 +119,15 @@ fn every_method_starts_on_policy_and_moves() {
         let first = &updates[0];
         // The adapter starts at 0: policy and reference are the same, to the bit.
         assert_eq!((first.ratio_mean, first.clip_fraction, first.kl_to_reference), (1.0, 0.0, 0.0), "{method}");
-        assert!((first.loss - 2f64.ln()).abs() < 1e-6 && first.grad_norm > 0.0, "{method} {first:?}");
-        // The KL is that of a sampler's step, which image pairs do not have.
-        assert!((updates[3].kl_to_reference > 0.0 || method == "diffusion-dpo") && updates[3].ratio_mean != 1.0);
+        // Supervision has no pairs: its loss is the denoising error, and nothing is compared.
+        let supervised = method == "sft";
+        assert!(((first.loss - 2f64.ln()).abs() < 1e-6) != supervised && first.grad_norm > 0.0, "{method} {first:?}");
+        // The KL is that of a sampler's step, which images do not have.
+        let steps = Method::by_name(method).unwrap().likelihood == Likelihood::Transition;
+        assert!(
+            (updates[3].kl_to_reference > 0.0) == steps && (updates[3].ratio_mean != 1.0) != supervised,
+            "{method}"
+        );
         assert_eq!(Checkpoint::list(run.path()).unwrap(), [2, 4, 6]);
         let previews = run.records().unwrap().iter().filter(|r| matches!(r, Record::Preview(_))).count();
         assert_eq!(previews, 3, "before, at update 3 and at the end");
@@ -148,17 +157,19 @@ fn half_precision_bases_are_on_policy_within_their_tolerance() {
 #[test]
 fn gamma_zero_is_the_plain_method_bit_for_bit() {
     let model = common::tiny_model();
-    let train = |entropy: &str| {
+    let train = |method: &str, entropy: &str| {
         let folder = tempfile::tempdir().unwrap();
-        let mut config = config(folder.path(), "spo");
-        config.max_train_steps = 3;
+        let mut config = config(folder.path(), method);
+        (config.max_train_steps, config.validation_steps) = (3, 0);
         config.entropy = toml::from_str(entropy).unwrap();
         start(&model, &config, &Colourfulness).run(&mut Silent, &STOP).unwrap();
         adapter(&folder.path().join("run"))
     };
-    let plain = train("");
-    assert_eq!(plain, train("gamma = 0.0\nform = 'literal-power'"));
-    assert_ne!(plain, train("gamma = 2.0"));
+    for method in METHODS.iter().map(|method| method.name).filter(|name| *name != "sft") {
+        let plain = train(method, "");
+        assert_eq!(plain, train(method, "gamma = 0.0\nform = 'literal-power'"), "{method}");
+        assert_ne!(plain, train(method, "gamma = 2.0"), "{method}");
+    }
 }
 
 /// Stopping after any number of updates and going on gives the same adapter, also within an iteration.
@@ -172,9 +183,11 @@ fn a_stopped_run_continues_bit_for_bit() {
         }
     }
     let model = common::tiny_model();
-    for method in ["spo", "d3po", "diffusion-dpo"] {
+    // SePPO's references are drawn from the snapshots of updates 2 and 4, and the base.
+    let plain = ["spo", "d3po", "diffusion-dpo", "seppo", "spin"].map(|method| (method, ""));
+    for (method, lines) in plain.into_iter().chain([("d3po", "reference = 'ema'")]) {
         let folder = tempfile::tempdir().unwrap();
-        let config = config(folder.path(), method);
+        let config = axes::with(folder.path(), method, lines);
         start(&model, &config, &Colourfulness).run(&mut Silent, &STOP).unwrap();
         let whole = adapter(&folder.path().join("run"));
         let mut within = false;

@@ -1,4 +1,5 @@
-//! The settings of `seedpo train` from four layers: flag, over file, over preset, over default.
+//! The settings of `seedpo train` from five layers: flag, over file, over preset, over the method's defaults, over the
+//! general ones.
 //!
 //! Flags are generated from the table of keys in `seedpo_align::config`, so a key is written down once.
 
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, error::Error as ClapError, value_parser};
-use seedpo_align::config::{KeyInfo, KeyKind, PRESETS, Preset, TrainConfig, keys, layer, parse_value};
+use seedpo_align::config::{KeyInfo, KeyKind, PRESETS, Preset, TrainConfig, default_of, keys, layer, parse_value};
 use seedpo_tensor::read_text;
 use toml::{Table, Value};
 
@@ -84,7 +85,7 @@ impl Settings {
     ///
     /// Errors: as [`Settings::given`], and no built-in model where one is needed.
     pub fn resolve(&self, context: &Context) -> Result<TrainConfig> {
-        let mut config = TrainConfig::from_table(self.given(context)?, "the merged settings")?;
+        let mut config = TrainConfig::from_layers(self.given(context)?, "the merged settings")?;
         if config.model.is_empty() {
             config.model = models::built_in()?.display().to_string();
         }
@@ -208,7 +209,10 @@ fn flag(key: &'static KeyInfo, defaults: &Table) -> Arg {
         KeyKind::Switch => "true|false",
     };
     let mut help = format!("{} Range: {}.", key.help, key.range);
-    if let Some(default) = shown(key.name, defaults) {
+    let by_method = defaults_by_method(key.name);
+    if !by_method.is_empty() {
+        help += &format!(" [default: {by_method}]");
+    } else if let Some(default) = shown(key.name, defaults) {
         help += &format!(" [default: {default}]");
     }
     let arg = Arg::new(key.name)
@@ -226,12 +230,30 @@ fn flag(key: &'static KeyInfo, defaults: &Table) -> Arg {
     }
 }
 
+/// The defaults of a key that methods differ in, those with the same one together; empty for every other key.
+fn defaults_by_method(name: &str) -> String {
+    let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
+    for (method, value) in default_of(name) {
+        let text = value_text(&value).unwrap_or_default();
+        match groups.iter_mut().find(|(known, _)| *known == text) {
+            Some((_, methods)) => methods.push(method),
+            None => groups.push((text, vec![method])),
+        }
+    }
+    let groups = groups.into_iter().map(|(value, methods)| format!("{value} for {}", methods.join(", ")));
+    groups.collect::<Vec<_>>().join("; ")
+}
+
 /// A key's value in a table of settings, as text; `None` where it is empty or absent.
 pub fn shown(name: &str, table: &Table) -> Option<String> {
     let value = match name.split_once('.') {
         Some((outer, inner)) => table.get(outer)?.get(inner)?,
         None => table.get(name)?,
     };
+    value_text(value)
+}
+
+fn value_text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) if text.is_empty() => None,
         Value::String(text) => Some(text.clone()),
@@ -249,7 +271,15 @@ pub fn heading(key: &str) -> &'static str {
     match key {
         "model" | "variant" | "prediction_type" | "tokenizer" | "prompts" | "prompts_file" | "judge"
         | "judge_scale" | "judge_dtype" | "judge_device" | "heldout_judge" => "Model, prompts, judges",
-        "steps" | "eta" | "guidance_scale" | "resolution" | "prompts_per_iteration" | "rollout_batch_size" => "Rollout",
+        "pairs" | "likelihood" | "flipper" => "Objective",
+        _ if key.starts_with("reference") => "Objective",
+        "steps"
+        | "eta"
+        | "guidance_scale"
+        | "sampling_guidance_scale"
+        | "resolution"
+        | "prompts_per_iteration"
+        | "rollout_batch_size" => "Rollout",
         "candidates" | "divert_start_step" | "threshold" => "SPO's candidates",
         "safeguard" | "safeguard_mu" | "method" | "beta" | "entropy.gamma" | "entropy.form" | "clip" => "Objective",
         "rank" | "lora_alpha" | "lora_targets" => "Adapter",

@@ -36,6 +36,8 @@ pub struct StepPair {
     pub next_latents_w: Tensor,
     /// The rejected x_t', `[C, h, w]` f32.
     pub next_latents_l: Tensor,
+    /// The clean latents x̂0 that were scored, of winner and loser, `[C, h, w]` f32 each.
+    pub pred_x0: [Tensor; 2],
     /// t.
     pub timestep: i64,
     /// Index of the prompt.
@@ -130,6 +132,8 @@ struct Chain<'a> {
 /// The candidates of one step, prompt by prompt (`[B·K, C, h, w]`), scored.
 struct Scored {
     candidates: Tensor,
+    /// What was scored: the clean latents predicted from them.
+    pred_x0: Tensor,
     /// The U-Net's prediction at the candidates; absent after the last step.
     noise_pred: Option<Tensor>,
     scored_at: i64,
@@ -195,7 +199,7 @@ impl Chain<'_> {
         let scores =
             scorer(&pred_x0, scored_at, &prompts).map_err(|source| Error::Scorer { timestep: scored_at, source })?;
         check_scores(&scores, &prompts, scored_at)?;
-        Ok(Scored { candidates, noise_pred, scored_at, scores })
+        Ok(Scored { candidates, pred_x0, noise_pred, scored_at, scores })
     }
 
     /// Winner and loser of every prompt, where they differ enough. Returns how many were kept.
@@ -206,11 +210,12 @@ impl Chain<'_> {
             let scores = &scored.scores[row * count..(row + 1) * count];
             let (best, worst) = extremes(scores);
             if softmax_difference(scores[best], scores[worst]) > self.options.threshold {
-                let candidate = |k: usize| scored.candidates.get((row * count + k) as i64);
+                let of = |all: &Tensor, k: usize| all.get((row * count + k) as i64);
                 pairs.push(StepPair {
                     latents: latents.get(row as i64),
-                    next_latents_w: candidate(best),
-                    next_latents_l: candidate(worst),
+                    next_latents_w: of(&scored.candidates, best),
+                    next_latents_l: of(&scored.candidates, worst),
+                    pred_x0: [of(&scored.pred_x0, best), of(&scored.pred_x0, worst)],
                     timestep,
                     prompt,
                     scores: [scores[best], scores[worst]],

@@ -1,13 +1,17 @@
 //! Every setting of `seedpo train`: one struct, one table of keys, layered from presets, files and flags.
 
+mod defaults;
 mod load;
+mod preset_texts;
 mod presets;
 mod validate;
 
+pub use defaults::{default_of, method_defaults};
 pub use load::{layer, parse_value};
 pub use presets::{PRESETS, Preset};
 
-use crate::method::{Method, Shaping};
+use crate::error::Result;
+use crate::method::{Likelihood, Method, PairsFrom, ReferencePolicy, Shaping};
 use crate::objective::{Clip, Flipper, Objective, SelfEntropy};
 use serde::{Deserialize, Serialize};
 
@@ -87,7 +91,8 @@ impl Kinded for SelfEntropy {
 settings! {
     /// Every setting of a training run. TOML keys are the field names; unknown keys are refused.
     ///
-    /// Defaults are SPO's published ones for Stable Diffusion 1.5 where docs/methods.md section 4.3 states them.
+    /// Defaults are SPO's published ones for Stable Diffusion 1.5 where docs/methods.md section 4.3 states them; what other
+    /// methods publish instead is in [`method_defaults`].
     TrainConfig, TABLE;
     model: String = String::new(), "a diffusers folder or a hub id",
         "The base model: a folder in diffusers layout (tokenizer, text_encoder, unet, vae, scheduler), or user/repo.";
@@ -99,12 +104,27 @@ settings! {
     output_dir: String = "runs".into(), "a folder", "Where run folders are made.";
     name: String = String::new(), "a file name; empty = the method's name",
         "Name of the run folder; if taken, -2, -3, .. is appended.";
-    method: String = "spo".into(), "d3po | diffusion-dpo | spo",
+    method: String = "spo".into(), "d3po | diffusion-dpo | seppo | sft | spin | spo",
         "The base method (docs/methods.md section 4); set entropy.gamma above 0 for its SEE form.";
+    pairs: String = String::new(), "trajectories | steps | images | winners-and-samples | winners; empty = the method's own",
+        "Where pairs come from: another method's source than the one named by `method` (docs/methods.md section 4.6).";
+    likelihood: String = String::new(), "transition | denoising-error; empty = the method's own",
+        "The log-likelihood in the margin, in place of the method's own; sampled pairs are noised anew for denoising-error \
+         (docs/methods.md section 4.6).";
+    reference: String = String::new(), "initial | latest | random-history | ema; empty = the method's own",
+        "The reference policy, in place of the method's own: the base, the newest snapshot of the policy, one drawn anew \
+         from all in every update, or a moving average.";
+    reference_save_steps: u64 = 30, "1 or more",
+        "latest and random-history: a snapshot of the adapter every so many updates (docs/methods.md section 4.4).";
+    reference_ema_decay: f64 = 0.999, "0 to below 1", "ema: the share of the average that an update leaves in place.";
+    flipper: String = String::new(), "sign | indicator | off; empty = the method's own",
+        "What becomes of the rejected side where the reference fits the winner better than the policy does \
+         (docs/methods.md section 4.4).";
     prompts_file: String = String::new(), ".txt (one a line), .json (strings or objects with caption) or .jsonl",
         "File of training prompts; exactly one of prompts_file and prompts is given.";
     pairs_file: String = String::new(), ".jsonl, a pair a line: prompt, winner, loser",
-        "diffusion-dpo: the preference pairs, pictures as paths relative to the file; their prompts are the run's.";
+        "diffusion-dpo: the preference pairs, pictures as paths relative to the file; their prompts are the run's. seppo, \
+         spin and sft read the winners only.";
     prompts: Vec<String> = Vec::new(), "at least one, unless prompts_file or pairs_file is given", "Training prompts, in line.";
     judge: String = "jpeg-compressibility".into(), "a judge's name",
         "The judge whose preference is trained on (for spo it scores each step's predicted clean image).";
@@ -118,6 +138,9 @@ settings! {
     eta: f64 = 1.0, "above 0, at most 1", "η of stochastic DDIM; every method uses 1 (docs/methods.md section 2).";
     guidance_scale: f64 = 5.0, "1 or more; 1 = conditional prediction alone",
         "Guidance in rollouts and in training (docs/methods.md section 4.1).";
+    sampling_guidance_scale: f64 = 0.0, "1 or more; 0 = guidance_scale",
+        "Guidance where nothing is trained on the steps themselves: previews, the reference's samples (seppo, spin), and \
+         rollouts with likelihood denoising-error.";
     resolution: u64 = 0, "a multiple of the autoencoder's factor; 0 = the model's own",
         "Height and width of images in pixels.";
     prompts_per_iteration: u64 = 10, "1 or more", "Prompts sampled with one policy before it is updated.";
@@ -128,7 +151,8 @@ settings! {
     threshold: f64 = 0.3, "0 to 1",
         "SPO: a pair is kept if softmax over its two scores differs by more (docs/methods.md section 4.3).";
     beta: f64 = 10.0, "above 0",
-        "β of the loss, relative to mean log-probabilities: 10 for spo, 0.1 for d3po (docs/methods.md section 4).";
+        "β of the loss, relative to the method's likelihood: 10 for spo, 0.1 for d3po, 5000 where it is the denoising error \
+         (docs/methods.md section 4).";
     entropy: SelfEntropy = SelfEntropy::default(), "see entropy.gamma", "The self-entropy term.";
     clip: f64 = 0.1, "0 to below 1; 0 = off", "ε of the clip on the likelihood ratio (docs/methods.md section 4.1).";
     safeguard: bool = false, "true | false",
@@ -224,17 +248,42 @@ impl TrainConfig {
         }
     }
 
-    /// β, self-entropy and clip, as the loss takes them.
-    pub fn objective(&self) -> Objective {
-        let clips = Method::by_name(&self.method).is_ok_and(|method| method.shaping == Shaping::ClipRatio);
-        let clip = Clip((clips && self.clip > 0.0).then_some(self.clip));
-        Objective {
-            beta: self.beta,
-            entropy: self.entropy,
-            clip,
-            flipper: Flipper::Off,
-            safeguard: self.safeguard.then_some(self.safeguard_mu),
+    /// The method with its axes as these settings choose them.
+    ///
+    /// Errors: [`crate::Error::Setting`] for an unknown name, or a combination without meaning, saying why.
+    pub fn resolved_method(&self) -> Result<Method> {
+        let mut method = Method::by_name(&self.method)?;
+        let given = |name: &str| !name.is_empty();
+        if given(&self.pairs) {
+            method.pairs = PairsFrom::by_name(&self.pairs)?;
         }
+        if given(&self.likelihood) {
+            method.likelihood = Likelihood::by_name(&self.likelihood)?;
+        }
+        if given(&self.reference) {
+            method.reference = ReferencePolicy::by_name(&self.reference)?;
+        }
+        if given(&self.flipper) {
+            let flipper = Flipper::by_name(&self.flipper)?;
+            if flipper != Flipper::Off || method.flipper() != Flipper::Off {
+                method.shaping = Shaping::Flip(flipper);
+            }
+        }
+        method.check()?;
+        Ok(method)
+    }
+
+    /// β, self-entropy, clip and flipper, as the loss takes them.
+    pub fn objective(&self) -> Objective {
+        let flipper = self.resolved_method().map_or(Flipper::Off, |method| method.flipper());
+        let clip = Clip((self.clip > 0.0).then_some(self.clip));
+        let safeguard = self.safeguard.then_some(self.safeguard_mu);
+        Objective { beta: self.beta, entropy: self.entropy, clip, flipper, safeguard }
+    }
+
+    /// Guidance of previews and of the samples that no step of is trained on.
+    pub fn sampling_guidance(&self) -> f64 {
+        if self.sampling_guidance_scale == 0.0 { self.guidance_scale } else { self.sampling_guidance_scale }
     }
 
     /// LoRA alpha, with 0 resolved to the rank (scale 1).

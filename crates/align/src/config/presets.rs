@@ -1,6 +1,7 @@
-//! Published settings, and settings tuned for the built-in model, as TOML text.
+//! Named sets of settings: published ones, and ones tuned for the built-in model.
 
 use super::TrainConfig;
+use super::preset_texts::*;
 use crate::error::{Error, Result};
 use toml::Table;
 
@@ -11,132 +12,81 @@ pub struct Preset {
     pub name: &'static str,
     /// Where the settings come from.
     pub source: &'static str,
+    /// What to know before using it: data, departures, and where a paper and its public code disagree.
+    pub notes: &'static [&'static str],
     layers: &'static [&'static str],
 }
 
-/// D3PO's published settings: 400 epochs of 20 prompts, one pair per update.
-const D3PO_SD15: &str = r#"
-method = "d3po"
-beta = 0.1
-clip = 0.1
-learning_rate = 3e-5
-prompts_per_iteration = 20
-rollout_batch_size = 10
-train_batch_size = 1
-max_train_steps = 8000
-resolution = 512
-judge = "jpeg-compressibility"
-checkpointing_steps = 400
-validation_steps = 400
-"#;
+const PICK_A_PIC: &str = "Data: trained on Pick-a-Pic v2 when published, which the hub no longer serves. Give a local copy, \
+    or an open substitute such as HPDv2 (ymhao/HPDv2), ImageRewardDB (zai-org/ImageRewardDB) or open-image-preferences \
+    (data-is-better-together/open-image-preferences-v1-binarized), with pairs_file.";
+const DPO_RATE: &str = "Paper against code: the paper states a learning rate of 2000/beta x 2.048e-8 (8.2e-9 at beta 5000); \
+    the public launcher passes 1e-8 with --scale_lr, which multiplies it by the batch of 2048: 2.048e-5. The code's is used.";
+const LORA_FOR_FULL: &str = "Departure: published as full fine-tuning; here the adapter is trained, for which this learning \
+    rate is on the low side.";
+const SPO_JUDGE: &str = "Judge: published with its step-aware preference model (`seedpo judge list`); with another judge set \
+    judge_scale so that the scores of candidates differ by about 1.";
+const SPO_XL: &str = "Paper against code: rank 64, learning rate 1e-5 and threshold 0.4 are the public SDXL configuration's, \
+    which differ from the paper's table for SD 1.5; its num_inner_step = 3 has no counterpart here.";
+const D3PO_BATCHES: &str = "Paper against code: the paper's experiments name rewards and prompts of their own; the numbers are \
+    those of the public config/base.py, which has one pair per update and accumulates over the 20 steps.";
+const DPO_LORA: &str =
+    "Source: diffusers' research project diffusion_dpo. Its beta is 2500 by default, half the paper's.";
+const SEPPO_CODE: &str = "SePPO has no public training code: implemented from the paper. Snapshots every 30 updates and their \
+    random choice are the paper's; beta, learning rate and batch are ours, after Diffusion-DPO.";
+const SEE_BETA: &str = "SEE form: with gamma above 0 and the sign flipper both sides' constants add up where s = -1, so beta is \
+    far below 5000 (docs/paper-index.md).";
+const SPIN_CODE: &str = "Source: the model cards of SPIN-Diffusion (learning rate 2e-5, batch 2048, warm-up 200, 500 updates a \
+    round). Departures: one linear decay over all three rounds, LoRA in place of full fine-tuning; beta as Diffusion-DPO's.";
+const SFT_CODE: &str = "Supervision on the winners alone: the baseline of Diffusion-DPO's train_method = sft. There is no beta and \
+    no SEE form: without a reference there is nothing to flatten.";
+const EMOJI_PAIRS: &str =
+    "Data: pictures of the built-in model itself serve as pairs (docs/methods.md section 4.7 says how).";
 
-/// SPO's published settings for Stable Diffusion 1.5, with a judge of this version in the step model's place.
-const SPO_SD15: &str = r#"
-method = "spo"
-beta = 10.0
-clip = 0.1
-learning_rate = 6e-5
-rank = 4
-candidates = 4
-divert_start_step = 4
-threshold = 0.3
-prompts_per_iteration = 10
-rollout_batch_size = 10
-train_batch_size = 10
-num_train_epochs = 10
-resolution = 512
-checkpointing_steps = 500
-validation_steps = 500
-"#;
+macro_rules! presets {
+    ($($name:literal: $source:literal, [$($layer:ident),*], [$($note:ident),*];)*) => {
+        /// Every preset.
+        pub const PRESETS: &[Preset] = &[$(Preset {
+            name: $name, source: $source, notes: &[$($note),*], layers: &[$($layer),*],
+        },)*];
+    };
+}
 
-/// Diffusion-DPO's published settings: effective batch 2048, lr 1e-8 times the batch ("scale_lr").
-const DIFFUSION_DPO_SD15: &str = r#"
-method = "diffusion-dpo"
-beta = 5000.0
-guidance_scale = 1.0
-learning_rate = 2.048e-5
-adam_weight_decay = 1e-2
-lr_scheduler = "constant_with_warmup"
-lr_warmup_steps = 500
-max_train_steps = 2000
-prompts_per_iteration = 2048
-train_batch_size = 8
-gradient_accumulation_steps = 256
-resolution = 512
-checkpointing_steps = 200
-validation_steps = 200
-"#;
-
-/// What SPO's published settings for SDXL base change.
-const SPO_SDXL: &str = r#"
-candidates = 2
-prompts_per_iteration = 2
-rollout_batch_size = 2
-train_batch_size = 2
-gradient_accumulation_steps = 2
-resolution = 1024
-"#;
-
-const SEE: &str = "entropy = { gamma = 1.0 }\n";
-
-/// Small and quick: for the built-in 64x64 model on two CPU cores, one to three minutes a run. In f32, so that runs
-/// differ as little as may be between machines.
-const EMOJI: &str = r#"
-model = "assets/emoji-sd"
-dtype = "f32"
-prompts = ["cat face", "red apple", "heart", "fish", "tree", "car", "bird", "moon", "dog face", "house", "flower", "sun"]
-judge = "colourfulness"
-heldout_judge = "jpeg-compressibility"
-steps = 10
-learning_rate = 3e-3
-prompts_per_iteration = 12
-rollout_batch_size = 12
-max_train_steps = 100
-checkpointing_steps = 20
-validation_steps = 20
-"#;
-
-/// β is ten times the published one: with it the loss, and not the clip alone, keeps the policy near its reference, and
-/// γ shows (measured on the built-in model: at β = 10 the clip ends the climb, at 100 it cuts 2 % of the ratios).
-const EMOJI_SPO: &str = r#"
-method = "spo"
-beta = 100.0
-candidates = 4
-divert_start_step = 2
-threshold = 0.3
-train_batch_size = 24
-"#;
-
-const EMOJI_D3PO: &str = r#"
-method = "d3po"
-beta = 1.0
-learning_rate = 1e-3
-train_batch_size = 4
-train_micro_batch_size = 16
-"#;
-
-/// At γ = 2 the reward rises faster still, but after 120 updates the cats have lost their faces.
-const SEE_EMOJI: &str = "entropy = { gamma = 0.5 }\n";
-
-/// Every preset.
-pub const PRESETS: &[Preset] = &[
-    Preset { name: "d3po-sd15", source: "docs/methods.md section 4.1", layers: &[D3PO_SD15] },
-    Preset { name: "see-d3po-sd15", source: "docs/methods.md sections 3 and 4.1", layers: &[D3PO_SD15, SEE] },
-    Preset { name: "spo-sd15", source: "docs/methods.md section 4.3", layers: &[SPO_SD15] },
-    Preset { name: "see-spo-sd15", source: "docs/methods.md sections 3 and 4.3", layers: &[SPO_SD15, SEE] },
-    Preset { name: "diffusion-dpo-sd15", source: "docs/methods.md section 4.2", layers: &[DIFFUSION_DPO_SD15] },
-    Preset {
-        name: "see-diffusion-dpo-sd15",
-        source: "docs/methods.md sections 3 and 4.2",
-        layers: &[DIFFUSION_DPO_SD15, SEE],
-    },
-    Preset { name: "spo-sdxl", source: "docs/methods.md section 4.3", layers: &[SPO_SD15, SPO_SDXL] },
-    Preset { name: "see-spo-sdxl", source: "docs/methods.md sections 3 and 4.3", layers: &[SPO_SD15, SPO_SDXL, SEE] },
-    Preset { name: "spo-emoji", source: "tuned on the built-in model", layers: &[EMOJI, EMOJI_SPO] },
-    Preset { name: "see-spo-emoji", source: "tuned on the built-in model", layers: &[EMOJI, EMOJI_SPO, SEE_EMOJI] },
-    Preset { name: "d3po-emoji", source: "tuned on the built-in model", layers: &[EMOJI, EMOJI_D3PO] },
-    Preset { name: "see-d3po-emoji", source: "tuned on the built-in model", layers: &[EMOJI, EMOJI_D3PO, SEE_EMOJI] },
-];
+presets! {
+    "d3po-sd15": "docs/methods.md section 4.1", [D3PO_SD15], [D3PO_BATCHES];
+    "see-d3po-sd15": "docs/methods.md sections 3 and 4.1", [D3PO_SD15, SEE], [D3PO_BATCHES];
+    "spo-sd15": "docs/methods.md section 4.3", [SPO_SD15], [SPO_JUDGE];
+    "see-spo-sd15": "docs/methods.md sections 3 and 4.3", [SPO_SD15, SEE], [SPO_JUDGE];
+    "spo-sdxl": "docs/methods.md section 4.3", [SPO_SD15, SPO_SDXL], [SPO_JUDGE, SPO_XL];
+    "see-spo-sdxl": "docs/methods.md sections 3 and 4.3", [SPO_SD15, SPO_SDXL, SEE], [SPO_JUDGE, SPO_XL];
+    "diffusion-dpo-sd15": "docs/methods.md section 4.2", [DIFFUSION_DPO_SD15], [DPO_RATE, LORA_FOR_FULL, PICK_A_PIC];
+    "see-diffusion-dpo-sd15": "docs/methods.md sections 3 and 4.2", [DIFFUSION_DPO_SD15, SEE],
+        [DPO_RATE, LORA_FOR_FULL, PICK_A_PIC];
+    "diffusion-dpo-sdxl": "docs/methods.md section 4.2", [DIFFUSION_DPO_SD15, DIFFUSION_DPO_SDXL],
+        [DPO_RATE, LORA_FOR_FULL, PICK_A_PIC];
+    "see-diffusion-dpo-sdxl": "docs/methods.md sections 3 and 4.2", [DIFFUSION_DPO_SD15, DIFFUSION_DPO_SDXL, SEE],
+        [DPO_RATE, LORA_FOR_FULL, PICK_A_PIC];
+    "diffusion-dpo-lora-sd15": "diffusers' diffusion_dpo script", [DIFFUSION_DPO_LORA], [DPO_LORA, PICK_A_PIC];
+    "see-diffusion-dpo-lora-sd15": "docs/methods.md section 3", [DIFFUSION_DPO_LORA, SEE], [DPO_LORA, PICK_A_PIC];
+    "seppo-sd15": "docs/methods.md section 4.4", [SEPPO_SD15], [SEPPO_CODE, PICK_A_PIC];
+    "see-seppo-sd15": "docs/methods.md sections 3 and 4.4", [SEPPO_SD15, SEE_SEPPO], [SEPPO_CODE, SEE_BETA, PICK_A_PIC];
+    "spin-sd15": "docs/methods.md section 4.5", [SPIN_SD15], [SPIN_CODE, PICK_A_PIC];
+    "see-spin-sd15": "docs/methods.md sections 3 and 4.5", [SPIN_SD15, SEE], [SPIN_CODE, PICK_A_PIC];
+    "sft-sd15": "docs/methods.md section 4.5", [SFT_SD15], [SFT_CODE, PICK_A_PIC];
+    "spo-emoji": "tuned on the built-in model", [EMOJI, EMOJI_SPO], [];
+    "see-spo-emoji": "tuned on the built-in model", [EMOJI, EMOJI_SPO, SEE_EMOJI], [];
+    "d3po-emoji": "tuned on the built-in model", [EMOJI, EMOJI_D3PO], [];
+    "see-d3po-emoji": "tuned on the built-in model", [EMOJI, EMOJI_D3PO, SEE_EMOJI], [];
+    "diffusion-dpo-emoji": "tuned on the built-in model", [EMOJI, EMOJI_FILES, EMOJI_DIFFUSION_DPO], [EMOJI_PAIRS];
+    "see-diffusion-dpo-emoji": "tuned on the built-in model", [EMOJI, EMOJI_FILES, EMOJI_DIFFUSION_DPO, SEE_EMOJI],
+        [EMOJI_PAIRS];
+    "seppo-emoji": "tuned on the built-in model", [EMOJI, EMOJI_FILES, EMOJI_SEPPO], [EMOJI_PAIRS];
+    "see-seppo-emoji": "tuned on the built-in model", [EMOJI, EMOJI_FILES, EMOJI_SEPPO, SEE_EMOJI, EMOJI_SEE_SEPPO],
+        [EMOJI_PAIRS, SEE_BETA];
+    "spin-emoji": "tuned on the built-in model", [EMOJI, EMOJI_FILES, EMOJI_SPIN], [EMOJI_PAIRS];
+    "see-spin-emoji": "tuned on the built-in model", [EMOJI, EMOJI_FILES, EMOJI_SPIN, SEE_EMOJI], [EMOJI_PAIRS];
+    "sft-emoji": "tuned on the built-in model", [EMOJI, EMOJI_FILES, EMOJI_SFT], [EMOJI_PAIRS];
+}
 
 impl Preset {
     /// The preset called `name`. Errors: [`Error::Setting`] listing the known names.
@@ -166,15 +116,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_preset_is_valid_once_model_and_prompts_are_given() {
+    fn every_preset_is_valid_once_model_and_data_are_given() {
         for preset in PRESETS {
             let mut table = preset.table().unwrap();
-            let from_pairs = preset.name.contains("diffusion-dpo");
-            let data = if from_pairs { "pairs_file = 'pairs.jsonl'" } else { "prompts = ['a']" };
+            let method = crate::Method::by_name(table["method"].as_str().unwrap()).unwrap();
+            let data = if method.pairs.from_files() { "pairs_file = 'pairs.jsonl'" } else { "prompts = ['a']" };
             super::super::layer(&mut table, format!("model = 'm'\n{data}").parse().unwrap());
-            let config = TrainConfig::from_table(table, preset.name).unwrap();
-            config.validate().unwrap_or_else(|e| panic!("{}: {e}", preset.name));
+            let config = TrainConfig::from_layers(table, preset.name).unwrap();
+            let (_, warnings) = config.validate().unwrap_or_else(|e| panic!("{}: {e}", preset.name));
+            assert!(warnings.is_empty(), "{}: {warnings:?}", preset.name);
             assert_eq!(config.entropy.gamma > 0.0, preset.name.starts_with("see-"));
+            assert!(preset.name.contains(method.name), "{}", preset.name);
         }
         assert!(Preset::by_name("sdxl").unwrap_err().to_string().contains("see-spo-sd15"));
     }

@@ -19,10 +19,11 @@ impl TrainConfig {
     ///
     /// Errors: [`Error::Setting`] for the first key that is out of range.
     pub fn validate(&self) -> Result<(Method, Vec<String>)> {
-        let method = Method::by_name(&self.method)?;
+        let method = self.resolved_method()?;
         self.validate_model_and_prompts(&method)?;
         self.validate_rollout(&method)?;
         self.validate_objective()?;
+        self.validate_reference(&method)?;
         self.validate_optimizer()?;
         self.validate_run()?;
         self.validate_guard()?;
@@ -34,7 +35,7 @@ impl TrainConfig {
         require(!self.model.is_empty(), "model", &self.model)?;
         let file_name_only = !self.name.contains(['/', '\\']) && self.name != "." && self.name != "..";
         require(file_name_only, "name", &self.name)?;
-        if method.pairs == PairsFrom::Images {
+        if method.pairs.from_files() {
             require(!self.pairs_file.is_empty(), "pairs_file", &self.pairs_file)?;
             let prompts = self.prompts.is_empty() && self.prompts_file.is_empty();
             return require(prompts, "prompts", "prompts beside pairs_file, which has its own");
@@ -61,6 +62,8 @@ impl TrainConfig {
         require((1..=1000).contains(&self.steps), "steps", self.steps)?;
         require(self.eta > 0.0 && self.eta <= 1.0, "eta", self.eta)?;
         require(self.guidance_scale.is_finite() && self.guidance_scale >= 1.0, "guidance_scale", self.guidance_scale)?;
+        let sampling = self.sampling_guidance_scale;
+        require(sampling == 0.0 || (sampling.is_finite() && sampling >= 1.0), "sampling_guidance_scale", sampling)?;
         require(self.prompts_per_iteration >= 1, "prompts_per_iteration", self.prompts_per_iteration)?;
         require(self.rollout_batch_size >= 1, "rollout_batch_size", self.rollout_batch_size)?;
         if method.pairs == PairsFrom::Steps {
@@ -76,6 +79,29 @@ impl TrainConfig {
         require(self.entropy.gamma.is_finite() && self.entropy.gamma > -1.0, "entropy.gamma", self.entropy.gamma)?;
         require((0.0..=1.0).contains(&self.safeguard_mu), "safeguard_mu", self.safeguard_mu)?;
         require((0.0..1.0).contains(&self.clip), "clip", self.clip)
+    }
+
+    fn validate_reference(&self, method: &Method) -> Result<()> {
+        require(self.reference_save_steps >= 1, "reference_save_steps", self.reference_save_steps)?;
+        require((0.0..1.0).contains(&self.reference_ema_decay), "reference_ema_decay", self.reference_ema_decay)?;
+        if method.pairs != PairsFrom::Winners {
+            return Ok(());
+        }
+        let refuse = |key: &str, why: &str, found: &dyn ToString| {
+            let expected = format!("none with pairs = winners: {why}");
+            Err(Error::Setting { key: key.into(), expected, found: found.to_string() })
+        };
+        if self.entropy.gamma != 0.0 {
+            let why = "gamma flattens the reference policy, and supervision on winners alone has none";
+            return refuse("entropy.gamma", why, &self.entropy.gamma);
+        }
+        if self.clip > 0.0 {
+            return refuse("clip", "there is no likelihood ratio to clip", &self.clip);
+        }
+        if self.safeguard {
+            return refuse("safeguard", "there is no loser whose gradient it could scale", &self.safeguard);
+        }
+        Ok(())
     }
 
     fn validate_optimizer(&self) -> Result<()> {
@@ -157,6 +183,25 @@ impl TrainConfig {
         if method.pairs == PairsFrom::Trajectories && self.train_batch_size > self.prompts_per_iteration {
             warnings.push("train_batch_size is above prompts_per_iteration: updates will have fewer pairs".into());
         }
+        let per_update = self.pairs_per_update() as u64;
+        if method.pairs.from_files() && per_update > self.prompts_per_iteration {
+            warnings.push(format!(
+                "an update is to have {per_update} pairs, but an iteration has only prompts_per_iteration = {} of them: \
+                 updates will have fewer pairs",
+                self.prompts_per_iteration
+            ));
+        }
+        let plausible = method.plausible_beta(self.entropy.gamma).filter(|range| !range.contains(&self.beta));
+        if let Some(range) = plausible {
+            warnings.push(format!(
+                "beta = {} is far from what method {} with likelihood {} is used with: {} to {} (docs/methods.md section 4)",
+                self.beta,
+                method.name,
+                method.likelihood.name(),
+                range.start(),
+                range.end()
+            ));
+        }
         warnings
     }
 }
@@ -182,7 +227,16 @@ mod tests {
             ("prompts", |c| c.prompts.clear()),
             ("prompts", |c| c.prompts_file = "p.txt".into()),
             ("name", |c| c.name = "../x".into()),
-            ("method", |c| c.method = "seppo".into()),
+            ("method", |c| c.method = "orpo".into()),
+            ("pairs", |c| c.pairs = "dreams".into()),
+            ("likelihood", |c| c.likelihood = "exact".into()),
+            ("reference", |c| c.reference = "none".into()),
+            ("reference", |c| c.reference = "best".into()),
+            ("flipper", |c| c.flipper = "sign".into()),
+            ("likelihood", |c| c.pairs = "images".into()),
+            ("reference_save_steps", |c| c.reference_save_steps = 0),
+            ("reference_ema_decay", |c| c.reference_ema_decay = 1.0),
+            ("sampling_guidance_scale", |c| c.sampling_guidance_scale = 0.5),
             ("judge_scale", |c| c.judge_scale = 0.0),
             ("steps", |c| c.steps = 0),
             ("eta", |c| c.eta = 0.0),
@@ -220,6 +274,34 @@ mod tests {
             let message = config.validate().unwrap_err().to_string();
             assert!(message.contains(&format!("`{key}`")) && message.contains("expected"), "{key}: {message}");
         }
+    }
+
+    #[test]
+    fn a_beta_far_from_the_methods_own_warns_with_the_range() {
+        let of = |method: &str, beta: f64| {
+            let text = format!("method = '{method}'\nbeta = {beta}\nmodel = 'm'\nmax_train_steps = 1");
+            let data = if method == "d3po" { "prompts = ['a']" } else { "pairs_file = 'p.jsonl'" };
+            let config = TrainConfig::from_layers(format!("{text}\n{data}").parse().unwrap(), "x").unwrap();
+            config.validate().unwrap().1
+        };
+        assert!(of("d3po", 0.1).is_empty() && of("diffusion-dpo", 5000.0).is_empty());
+        let warnings = of("d3po", 5000.0);
+        assert!(warnings[0].contains("beta = 5000") && warnings[0].contains("0.01 to 10"), "{warnings:?}");
+        assert!(of("diffusion-dpo", 0.1)[0].contains("100 to 20000"));
+        assert!(of("sft", 1e9).is_empty(), "its loss has no beta");
+    }
+
+    #[test]
+    fn supervision_refuses_what_it_has_no_use_for() {
+        let refused = |line: &str| {
+            let text = format!("method = 'sft'\npairs_file = 'p'\nmodel = 'm'\nmax_train_steps = 1\n{line}");
+            TrainConfig::from_layers(text.parse().unwrap(), "x").unwrap().validate().unwrap_err().to_string()
+        };
+        assert!(refused("entropy = { gamma = 1.0 }").contains("supervision on winners alone has none"));
+        assert!(refused("clip = 0.1").contains("no likelihood ratio"));
+        assert!(refused("safeguard = true").contains("no loser"));
+        assert!(refused("reference = 'ema'").contains("compares the policy with nothing"));
+        assert!(refused("flipper = 'sign'").contains("no other side"));
     }
 
     #[test]

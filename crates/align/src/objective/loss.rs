@@ -101,6 +101,8 @@ pub struct LossOutput {
     pub kl: [Tensor; 2],
     /// λ, what the safeguard multiplied the loser's gradient by, `[B]` in [0, 1]; 1 where it is off.
     pub loser_scale: Tensor,
+    /// The flipper's s, `[B]`; `None` = 1 throughout. For logs.
+    pub signs: Option<Tensor>,
 }
 
 /// −ln σ(β·m) over a batch of pairs, m = Δ_w − s·Δ_l, Δ = clip(r) + (1−κ)·ℓ_ref.
@@ -157,6 +159,37 @@ pub fn pairwise_loss(
         weights,
         kl: [winner.log_ratio.detach().zeros_like(), loser.log_ratio.detach().zeros_like()],
         loser_scale: winner.log_ratio.detach().ones_like(),
+        signs: None,
+    })
+}
+
+/// The mean denoising error on winners alone (SFT, docs/methods.md section 4.5): `errors` `[B]` with graph, those not
+/// `decided` left out of the sum, each times its weight w where there are such. There is no margin, no ratio and no clip: 0, 1 and nothing. Errors: [`Error::Input`]
+/// for unequal lengths.
+pub fn supervised_loss(errors: &Tensor, decided: &[bool], weights: Option<&[f32]>) -> Result<LossOutput> {
+    let fits = weights.is_none_or(|weights| weights.len() == decided.len());
+    if errors.size() != [decided.len() as i64] || decided.is_empty() || !fits {
+        let (expected, found) = (format!("[{}], at least 1", decided.len()), format!("{:?}", errors.size()));
+        return Err(Error::Input { what: "errors".into(), expected, found });
+    }
+    let decided = Tensor::from_slice(decided).to_device(errors.device());
+    let weights = weights.map(|w| Tensor::from_slice(w).to_kind(errors.kind()).to_device(errors.device()));
+    let all = weighted(errors.shallow_clone(), weights.as_ref());
+    let per_pair = all.where_self(&decided, &all.zeros_like());
+    let loss = per_pair.sum(errors.kind()) / errors.numel() as f64;
+    let zeros = || errors.detach().zeros_like();
+    let nothing = || zeros().to_kind(Kind::Bool);
+    Ok(LossOutput {
+        loss,
+        margin: zeros(),
+        per_pair: per_pair.detach(),
+        ratios: [zeros().ones_like(), zeros().ones_like()],
+        clipped: [nothing(), nothing()],
+        decided,
+        weights,
+        kl: [zeros(), zeros()],
+        loser_scale: zeros().ones_like(),
+        signs: None,
     })
 }
 
@@ -247,6 +280,10 @@ impl LossOutput {
             weights,
             kl: [fill(0.0, &|p| &p.kl[0]), fill(0.0, &|p| &p.kl[1])],
             loser_scale: fill(1.0, &|p| &p.loser_scale),
+            signs: parts
+                .iter()
+                .any(|p| p.signs.is_some())
+                .then(|| fill(1.0, &|p| p.signs.as_ref().unwrap_or(&p.margin))),
         }
     }
 }

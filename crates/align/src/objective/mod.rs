@@ -16,7 +16,7 @@ pub mod step_pair;
 pub use entropy::{EntropyForm, SelfEntropy};
 pub use flipper::Flipper;
 pub use likelihood::{Side, denoising_error};
-pub use loss::{Clip, LossOutput, Objective, pairwise_loss};
+pub use loss::{Clip, LossOutput, Objective, pairwise_loss, supervised_loss};
 pub use pairs::{PairBatch, PairLatents};
 pub use preference::Preference;
 pub use probe::{ProbeLoss, ProbeLossSettings, pair_tensors, probe_loss};

@@ -40,6 +40,13 @@ pub enum PairLatents {
         /// ε, the noise of both.
         noise: Tensor,
     },
+    /// Clean images noised, with nothing on the other side (SFT).
+    Winners {
+        /// x_t of the image.
+        latents_w: Tensor,
+        /// ε.
+        noise: Tensor,
+    },
 }
 
 impl PairLatents {
@@ -58,6 +65,24 @@ impl PairLatents {
         Ok(Self::Noised { latents_w: add(clean_w)?, latents_l: add(clean_l)?, noise })
     }
 
+    /// Clean latents `[B, C, h, w]` noised to timestep t, for supervision or as one side of pairs to come.
+    pub fn winners(schedule: &NoiseSchedule, clean: &Tensor, noise: Tensor, timesteps: &[i64]) -> Result<Self> {
+        let latents_w = schedule.add_noise(clean, &noise, &Tensor::from_slice(timesteps))?;
+        Ok(Self::Winners { latents_w, noise })
+    }
+
+    /// Winners as pairs: the other side's clean latents `[B, C, h, w]` noised with the winners' ε and t.
+    /// Errors: [`Error::Input`] for latents that have another side already.
+    pub fn against(&self, schedule: &NoiseSchedule, clean_l: &Tensor, timesteps: &[i64]) -> Result<Self> {
+        let Self::Winners { latents_w, noise } = self else {
+            let expected = "winners alone".into();
+            return Err(Error::Input { what: "latents".into(), expected, found: "pairs".into() });
+        };
+        let latents_l =
+            schedule.add_noise(&clean_l.to_device(noise.device()), noise, &Tensor::from_slice(timesteps))?;
+        Ok(Self::Noised { latents_w: latents_w.shallow_clone(), latents_l, noise: noise.shallow_clone() })
+    }
+
     /// The tensors in the order of their fields.
     fn tensors(&self) -> Vec<&Tensor> {
         match self {
@@ -66,6 +91,7 @@ impl PairLatents {
                 vec![latents_w, next_latents_w, latents_l, next_latents_l]
             }
             Self::Noised { latents_w, latents_l, noise } => vec![latents_w, latents_l, noise],
+            Self::Winners { latents_w, noise } => vec![latents_w, noise],
         }
     }
 
@@ -85,6 +111,9 @@ impl PairLatents {
             },
             Self::Noised { latents_w, latents_l, noise } => {
                 Self::Noised { latents_w: make(0, latents_w)?, latents_l: make(1, latents_l)?, noise: make(2, noise)? }
+            }
+            Self::Winners { latents_w, noise } => {
+                Self::Winners { latents_w: make(0, latents_w)?, noise: make(1, noise)? }
             }
         })
     }
@@ -194,12 +223,17 @@ impl PairBatch {
         self.timesteps.is_empty()
     }
 
-    /// U-Net rows per pair: 1 where x_t is shared, else 2.
+    /// U-Net rows per pair: 1 where x_t is shared or there is one side only, else 2.
     pub fn rows_per_pair(&self) -> usize {
         match self.latents {
-            PairLatents::Shared { .. } => 1,
+            PairLatents::Shared { .. } | PairLatents::Winners { .. } => 1,
             PairLatents::Separate { .. } | PairLatents::Noised { .. } => 2,
         }
+    }
+
+    /// Whether the loss compares the policy with a reference.
+    pub fn needs_reference(&self) -> bool {
+        !matches!(self.latents, PairLatents::Winners { .. })
     }
 
     /// The pairs at `indices`, in that order (indices below `len`).
@@ -235,6 +269,12 @@ impl PairBatch {
                 sides: [noise.shallow_clone(), noise.shallow_clone()],
                 timesteps: self.timesteps.repeat(2),
                 prompts: self.prompts.repeat(2),
+            }),
+            PairLatents::Winners { latents_w, noise } => Ok(Rows {
+                latents: latents_w.shallow_clone(),
+                sides: [noise.shallow_clone(), noise.shallow_clone()],
+                timesteps: self.timesteps.clone(),
+                prompts: self.prompts.clone(),
             }),
         }
     }

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProbeLossSettings {
-    /// `spo`, `d3po`, `diffusion-dpo` or `seppo`.
+    /// `spo`, `d3po`, `diffusion-dpo`, `seppo`, `spin` or `sft`.
     pub method: String,
     /// β.
     pub beta: f64,
@@ -42,7 +42,7 @@ pub struct ProbeLossSettings {
     /// The reference's adapter file; absent = the base. The caller loads it.
     #[serde(default)]
     pub reference_adapter: Option<PathBuf>,
-    /// `sign`, `indicator` or `off`; for `seppo` only (absent: `sign`).
+    /// `sign`, `indicator` or `off`; for `seppo` (absent: `sign`) and `diffusion-dpo` (absent: `off`) only.
     #[serde(default)]
     pub shaping: Option<Flipper>,
     /// μ of the winner-preserving safeguard; absent or null is off.
@@ -75,9 +75,13 @@ impl ProbeLossSettings {
         let entropy = SelfEntropy::new(self.gamma, self.form)?;
         let usual = if self.method == "seppo" { Flipper::Sign } else { Flipper::Off };
         let flipper = self.shaping.unwrap_or(usual);
-        if self.method != "seppo" && flipper != Flipper::Off {
+        if !["seppo", "diffusion-dpo"].contains(&self.method.as_str()) && flipper != Flipper::Off {
             let expected = format!("off: method `{}` has no flipper", self.method);
             return Err(refused("shaping", &expected, &format!("{flipper:?}").to_lowercase()));
+        }
+        if self.method == "sft" && (self.gamma != 0.0 || self.clip.0.is_some()) {
+            let found = format!("gamma = {}, clip = {:?}", self.gamma, self.clip.0);
+            return Err(refused("gamma", "0, and no clip: supervision has no reference", &found));
         }
         let objective = Objective { beta: self.beta, entropy, clip: self.clip, flipper, safeguard: self.safeguard };
         objective.check()?;
@@ -90,7 +94,7 @@ impl ProbeLossSettings {
 /// Always `prompt_embeds` `[B, L, D]`, `timestep` i64 `[B]`, and `negative_prompt_embeds` `[1, L, D]` unless the guidance
 /// scale is 1; `spo`: `latents`, `next_latents_w`, `next_latents_l`; `d3po`: `latents_w`, `next_latents_w`, `latents_l`,
 /// `next_latents_l`; `diffusion-dpo`: `latents_w`, `latents_l` (clean, scaled), `noise`; `seppo`: `latents_w`,
-/// `latents_ref` (the same), `noise`, each `[B, C, h, w]`. SDXL: `pooled` `[B, P]`, `time_ids` `[B, 6]`, and unless the guidance scale is 1
+/// `latents_ref` (the same), `noise`; `spin`: as `seppo`; `sft`: `latents_w`, `noise`, each `[B, C, h, w]`. SDXL: `pooled` `[B, P]`, `time_ids` `[B, 6]`, and unless the guidance scale is 1
 /// `negative_pooled` `[1, P]`, `negative_time_ids` `[B, 6]` (absent: `time_ids`).
 ///
 /// `adapter` is the policy, `reference` another adapter over the same base (`None` = the base alone). Both are used
@@ -209,8 +213,12 @@ pub fn pair_tensors(method: &str) -> Result<&'static [&'static str]> {
         "spo" => Ok(&["latents", "next_latents_w", "next_latents_l"]),
         "d3po" => Ok(&["latents_w", "next_latents_w", "latents_l", "next_latents_l"]),
         "diffusion-dpo" => Ok(&["latents_w", "latents_l", "noise"]),
-        "seppo" => Ok(&["latents_w", "latents_ref", "noise"]),
-        other => Err(refused("method", "`spo`, `d3po`, `diffusion-dpo` or `seppo`", &format!("`{other}`"))),
+        "seppo" | "spin" => Ok(&["latents_w", "latents_ref", "noise"]),
+        "sft" => Ok(&["latents_w", "noise"]),
+        other => {
+            let expected = "`spo`, `d3po`, `diffusion-dpo`, `seppo`, `spin` or `sft`";
+            Err(refused("method", expected, &format!("`{other}`")))
+        }
     }
 }
 
@@ -230,6 +238,7 @@ fn pair_latents(
             latents_l: at(2),
             next_latents_l: at(3),
         }),
+        "sft" => PairLatents::winners(schedule, &tensors[0], at(1), timesteps),
         _ => PairLatents::noised(schedule, &tensors[0], &tensors[1], at(2), timesteps),
     }
 }

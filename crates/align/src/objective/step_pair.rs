@@ -5,13 +5,15 @@ use tch::{Kind, Tensor};
 
 use super::pairs::Rows;
 use super::safeguard::{loser_scale, scale_gradient};
-use super::{Flipper, LossOutput, Objective, PairBatch, PairLatents, Side, denoising_error, pairwise_loss};
+use super::{
+    Flipper, LossOutput, Objective, PairBatch, PairLatents, Side, denoising_error, pairwise_loss, supervised_loss,
+};
 use crate::{Error, Result};
 
 /// The loss of a batch of pairs, with graph: exactly one pass of `policy` and one of `reference`.
 ///
 /// Where the pairs share x_t (SPO) the passes have B rows and serve both sides; else (D3PO) both sides are stacked into
-/// 2B rows. `reference` runs without graph. Errors: what the predictors refuse, σ = 0, [`crate::Error::Input`].
+/// 2B rows. `reference` runs without graph, and not at all for winners alone (SFT). Errors: what the predictors refuse, σ = 0, [`crate::Error::Input`].
 pub fn step_pair_loss(
     policy: &dyn NoisePredictor,
     reference: &dyn NoisePredictor,
@@ -20,9 +22,10 @@ pub fn step_pair_loss(
     objective: &Objective,
 ) -> Result<LossOutput> {
     let rows = batch.rows()?;
-    let noise_ref = tch::no_grad(|| reference.predict(&rows.latents, &rows.timesteps, &rows.prompts))?;
+    let compared_with = || tch::no_grad(|| reference.predict(&rows.latents, &rows.timesteps, &rows.prompts));
+    let noise_ref = batch.needs_reference().then(compared_with).transpose()?;
     let noise_pred = policy.predict(&rows.latents, &rows.timesteps, &rows.prompts)?;
-    Ok(compare(&rows, ddim, batch, objective, &noise_pred, &noise_ref)?.output)
+    Ok(compare(&rows, ddim, batch, objective, &noise_pred, noise_ref.as_ref())?.output)
 }
 
 /// Loss of a batch of pairs, its gradient added to `.grad` of the policy's adapter tensors; the output has no graph.
@@ -86,13 +89,16 @@ pub fn two_pass(
         let range = start..(start + step).min(total);
         let latents = rows.latents.narrow(0, start as i64, range.len() as i64);
         let (timesteps, prompts) = (&rows.timesteps[range.clone()], &rows.prompts[range.clone()]);
-        noise_ref.push(tch::no_grad(|| reference.predict(&latents, timesteps, prompts))?);
+        if batch.needs_reference() {
+            noise_ref.push(tch::no_grad(|| reference.predict(&latents, timesteps, prompts))?);
+        }
         let (noise, pullback) = policy.record(&latents, timesteps, prompts)?;
         noise_pred.push(noise);
         pullbacks.push((range, pullback));
     }
-    let (noise_pred, noise_ref) = (Tensor::f_cat(&noise_pred, 0)?, Tensor::f_cat(&noise_ref, 0)?);
-    let compared = compare(&rows, ddim, batch, objective, &noise_pred, &noise_ref)?;
+    let noise_pred = Tensor::f_cat(&noise_pred, 0)?;
+    let noise_ref = batch.needs_reference().then(|| Tensor::f_cat(&noise_ref, 0)).transpose()?;
+    let compared = compare(&rows, ddim, batch, objective, &noise_pred, noise_ref.as_ref())?;
     let gradient = noise_gradient(&rows, ddim, objective, &compared)? * grad_scale;
     for (range, pullback) in pullbacks {
         let part = gradient.narrow(0, range.start as i64, range.len() as i64);
@@ -118,12 +124,16 @@ enum PolicySides {
     Steps([Transition; 2]),
     /// ε − ε_θ, `[B, C, h, w]` each, without graph.
     Residuals([Tensor; 2]),
+    /// The same of winners that nothing is compared with.
+    Winners(Tensor),
 }
 
 impl PolicySides {
     /// ∂ℓ_θ/∂ε_θ of a side, `[B, C, h, w]`.
     fn likelihood_gradient(&self, rows: &Rows, ddim: &Ddim, side: usize) -> Result<Tensor> {
         match self {
+            // Supervision has no likelihood on a side.
+            Self::Winners(residual) => Ok(residual.zeros_like()),
             Self::Residuals(residuals) => {
                 let per_row = residuals[side].numel() as f64 / residuals[side].size()[0] as f64;
                 Ok(&residuals[side] / per_row)
@@ -144,8 +154,18 @@ fn compare(
     batch: &PairBatch,
     objective: &Objective,
     noise_pred: &Tensor,
-    noise_ref: &Tensor,
+    noise_ref: Option<&Tensor>,
 ) -> Result<Compared> {
+    if let PairLatents::Winners { noise, .. } = &batch.latents {
+        let noise = &noise.to_device(noise_pred.device());
+        let output = supervised_loss(&denoising_error(noise_pred, noise), &batch.decided, batch.weights.as_deref())?;
+        let residual = (noise - noise_pred).detach();
+        return Ok(Compared { output, policy: PolicySides::Winners(residual), signs: None });
+    }
+    let Some(noise_ref) = noise_ref else {
+        let (what, expected) = ("the reference's prediction".into(), "one for every pair".into());
+        return Err(Error::Input { what, expected, found: "none".into() });
+    };
     let pairs = batch.len() as i64;
     let start = |side: usize| if batch.rows_per_pair() == 1 { 0 } else { side as i64 * pairs };
     let of = |all: &Tensor, side: usize| all.narrow(0, start(side), pairs);
@@ -157,7 +177,8 @@ fn compare(
         let error = |all: &Tensor| denoising_error(&of(all, 0), noise);
         let signs = objective.flipper.signs(&error(noise_pred), &error(noise_ref));
         let sides = [side(0), side(1)];
-        let output = guarded_loss(sides, rows, ddim, batch, objective, &policy, signs.as_ref())?;
+        let mut output = guarded_loss(sides, rows, ddim, batch, objective, &policy, signs.as_ref())?;
+        output.signs = signs.as_ref().map(Tensor::shallow_clone);
         return Ok(Compared { output, policy, signs });
     }
     if objective.flipper != Flipper::Off {
@@ -207,6 +228,11 @@ fn guarded_loss(
 fn noise_gradient(rows: &Rows, ddim: &Ddim, objective: &Objective, compared: &Compared) -> Result<Tensor> {
     let output = &compared.output;
     let pairs = output.pairs();
+    if let PolicySides::Winners(residual) = &compared.policy {
+        let counts = output.decided.to_kind(Kind::Float);
+        let counts = output.weights.as_ref().map_or_else(|| counts.shallow_clone(), |weights| &counts * weights);
+        return Ok(residual * counts.reshape([-1, 1, 1, 1]) * (-2.0 / residual.numel() as f64));
+    }
     let margin_slope = output.margin_gradient(objective.beta);
     let side = |s: usize| -> Result<Tensor> {
         let passes = output.clipped[s].logical_not().to_kind(Kind::Float);

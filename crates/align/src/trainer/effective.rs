@@ -2,7 +2,7 @@
 
 use super::Trainer;
 use crate::error::Result;
-use crate::method::PairsFrom;
+use crate::method::{Likelihood, PairsFrom, ReferencePolicy};
 use crate::observer::EffectiveSettings;
 
 impl Trainer<'_> {
@@ -17,11 +17,30 @@ impl Trainer<'_> {
         let pairs_from = match self.method.pairs {
             PairsFrom::Trajectories => "two trajectories per prompt".to_string(),
             PairsFrom::Images => format!("{} of image files", self.parts.image_pairs.len()),
+            PairsFrom::WinnersAndSamples => {
+                format!("{} winners of image files against the reference's samples", self.parts.image_pairs.len())
+            }
+            PairsFrom::Winners => {
+                format!("{} winners of image files, compared with nothing", self.parts.image_pairs.len())
+            }
             PairsFrom::Steps => {
                 format!("{} candidates a step from step {}", config.candidates, config.divert_start_step)
             }
         };
         line("method", format!("{}: pairs from {pairs_from}", self.method.name));
+        let reference = match self.method.reference {
+            ReferencePolicy::None => "none: supervision".to_string(),
+            ReferencePolicy::Initial => "the base".to_string(),
+            ReferencePolicy::Latest => {
+                format!("the newest snapshot, one every {} updates", config.reference_save_steps)
+            }
+            ReferencePolicy::RandomHistory => {
+                format!("one of the snapshots, taken every {} updates, drawn per update", config.reference_save_steps)
+            }
+            ReferencePolicy::Ema => format!("a moving average, decay {}", config.reference_ema_decay),
+        };
+        let flipper = format!("{:?}", self.method.flipper()).to_lowercase();
+        line("reference", format!("{reference}; likelihood {}; flipper {flipper}", self.method.likelihood.name()));
         line(
             "judge",
             format!(
@@ -36,14 +55,19 @@ impl Trainer<'_> {
         line(
             "latents",
             format!(
-                "{channels}x{height}x{width}, {} steps, eta {}, guidance {}",
-                config.steps, config.eta, config.guidance_scale
+                "{channels}x{height}x{width}, {} steps, eta {}, guidance {} in training, {} in previews",
+                config.steps,
+                config.eta,
+                config.guidance_scale,
+                config.sampling_guidance()
             ),
         );
         let pairs = match self.method.pairs {
             PairsFrom::Trajectories => "trajectory pairs",
             PairsFrom::Steps => "step pairs",
             PairsFrom::Images => "image pairs",
+            PairsFrom::WinnersAndSamples => "pairs of winner and sample",
+            PairsFrom::Winners => "winners",
         };
         line("batch", format!("{per_update} {pairs} per update, {} at once", self.pairs_at_once()));
         line(
@@ -83,12 +107,20 @@ impl Trainer<'_> {
     /// Pairs of one step each that run at once; D3PO's are joined over steps.
     fn pairs_at_once(&self) -> usize {
         let config = &self.parts.config;
-        let steps = if self.method.pairs == PairsFrom::Trajectories { config.steps as usize } else { 1 };
+        let steps = if self.joins_steps() { config.steps as usize } else { 1 };
         config.micro_batch().min(config.pairs_per_update() * steps)
     }
 
     fn images_per_prompt(&self) -> usize {
-        if self.method.pairs == PairsFrom::Steps { 1 } else { 2 }
+        match self.method.pairs {
+            PairsFrom::Trajectories | PairsFrom::Images | PairsFrom::WinnersAndSamples => 2,
+            PairsFrom::Steps | PairsFrom::Winners => 1,
+        }
+    }
+
+    /// Whether a pair is trained on at every step of its trajectories.
+    pub(super) fn joins_steps(&self) -> bool {
+        self.method.pairs == PairsFrom::Trajectories && self.method.likelihood == Likelihood::Transition
     }
 
     /// Updates of the whole run where the settings fix it. SPO's number of pairs is known only afterwards.

@@ -103,8 +103,9 @@ impl Trainer<'_> {
         let at_once = batch.min(prompts);
         // Latents at once, and per prompt: U-Net rows, pictures, pairs (each of `pair_steps` steps).
         let (latents, rows, pictures, pairs, pair_steps) = match self.method.pairs {
-            PairsFrom::Trajectories => (2 * at_once, 2 * steps - 1, 2, 1, steps),
-            PairsFrom::Images => (0, 0, 0, 1, 1),
+            PairsFrom::Trajectories => (2 * at_once, 2 * steps - 1, 2, 1, if self.joins_steps() { steps } else { 1 }),
+            PairsFrom::Images | PairsFrom::Winners => (0, 0, 0, 1, 1),
+            PairsFrom::WinnersAndSamples => (at_once, steps, 0, 1, 1),
             PairsFrom::Steps => {
                 let branching = steps - divert;
                 let wide = branching > 1;
@@ -115,11 +116,11 @@ impl Trainer<'_> {
         let judged = match self.method.pairs {
             PairsFrom::Steps => at_once * candidates,
             PairsFrom::Trajectories => at_once,
-            PairsFrom::Images => 0,
+            PairsFrom::Images | PairsFrom::WinnersAndSamples | PairsFrom::Winners => 0,
         };
         let previews = if config.validation_steps == 0 { 0 } else { self.validation_prompts().len() * images };
         let per_update = config.pairs_per_update().min(prompts * pairs);
-        let joined = if self.method.pairs == PairsFrom::Trajectories {
+        let joined = if self.joins_steps() {
             config.micro_batch().min(per_update * steps)
         } else {
             config.micro_batch().min(config.train_batch_size as usize).min(per_update)

@@ -107,13 +107,13 @@ impl Trainer<'_> {
             steps.pop();
         }
         let checkpoint = steps.last().map(|step| Checkpoint::of_step(run.path(), *step)).transpose()?;
-        let state = State::load(&self.parts.config, self.parts.model, checkpoint)?;
+        let state = State::load(&self.parts.config, &self.method, self.parts.model, checkpoint)?;
         let step = state.position.step;
         Checkpoint::discard_after(run.path(), step);
         run.roll_back(step)?;
         self.guard.rolled_back_to(state.guard);
         (self.adapter, self.rollout_adapter, self.optimizer) = (state.adapter, state.rollout_adapter, state.optimizer);
-        self.average = state.average;
+        (self.average, self.references) = (state.average, state.references);
         (self.position, self.saved, self.rolled_back_to) = (state.position, state.saved, Some(step));
         self.previewed = previewed_step(&run, step)?;
         self.stream = self.prompt_stream();

@@ -1,13 +1,17 @@
 //! One iteration: sample a prompt batch with the policy as it stands, then update on its pairs.
 
 use super::guarding::Turn;
+use super::opponents::Sampling;
+use super::reference::Reference;
+use super::renoise::renoised;
 use super::rollout::RolloutContext;
 use super::samples::Samples;
+use super::stream::Slot;
 use super::tally::{Means, Tally};
 use super::{BARREN_LIMIT, Finished, Trainer, on_policy};
 use crate::error::{Error, Result};
 use crate::guard::{Trouble, Vitals};
-use crate::method::PairsFrom;
+use crate::method::{Likelihood, PairsFrom};
 use crate::metrics::{Record, UpdateMetrics, summary};
 use crate::objective::{PairBatch, accumulate_step_pairs};
 use crate::observer::{Observer, Phase};
@@ -20,10 +24,12 @@ use std::time::Instant;
 use tch::Tensor;
 
 /// What the updates of an iteration share.
-struct Iteration<'t> {
+pub(super) struct Iteration<'t> {
     index: u64,
+    /// What each row of the conditioning is for.
+    pub(super) slots: Vec<Slot>,
     texts: Vec<&'t str>,
-    conditioning: Conditioning,
+    pub(super) conditioning: Conditioning,
     /// The merged adapter that drew the samples; none where nothing was sampled.
     merged: Option<Adapter>,
 }
@@ -39,10 +45,12 @@ impl Trainer<'_> {
         let prompts = self.parts.prompts.clone();
         let texts: Vec<&str> = slots.iter().map(|slot| prompts[slot.prompt].as_str()).collect();
         let conditioning = self.embeddings.conditioning(self.parts.model, &texts)?;
-        if self.method.pairs == PairsFrom::Images {
-            let (model, pairs) = (self.parts.model, &self.parts.image_pairs);
-            let samples = self.encoded_pairs.samples(model, pairs, &slots, &self.latent_shape, self.data_seed())?;
-            return self.updates(&Iteration { index, texts, conditioning, merged: None }, &samples, observer, stop);
+        if self.method.pairs.from_files() {
+            let (model, pairs, seed) = (self.parts.model, &self.parts.image_pairs, self.data_seed());
+            let winners_only = self.method.pairs != PairsFrom::Images;
+            let samples = self.encoded_pairs.samples(model, pairs, &slots, &self.latent_shape, seed, winners_only)?;
+            let this = Iteration { index, slots, texts, conditioning, merged: None };
+            return self.updates(&this, &samples, observer, stop);
         }
         let merged = self.rollout_adapter.merge(&self.parts.model.unet)?;
         let context = RolloutContext {
@@ -54,8 +62,14 @@ impl Trainer<'_> {
             seed: self.data_seed(),
             stop,
         };
-        let samples = context.samples(self.method.pairs, &slots, &texts, &conditioning, &merged, observer)?;
-        let this = Iteration { index, texts, conditioning, merged: Some(merged) };
+        // Where steps are trained on, rollout and training share one guidance; else pictures are drawn under their own.
+        let transition = self.method.likelihood == Likelihood::Transition;
+        let config = &self.parts.config;
+        let guidance = if transition { config.guidance_scale } else { config.sampling_guidance() };
+        let samples =
+            context.samples(self.method.pairs, &slots, &texts, &conditioning, (&merged, guidance), observer)?;
+        let samples = if transition { samples } else { renoised(samples, &slots, self.parts.model, self.data_seed())? };
+        let this = Iteration { index, slots, texts, conditioning, merged: Some(merged) };
         self.updates(&this, &samples, observer, stop)
     }
 
@@ -71,11 +85,14 @@ impl Trainer<'_> {
         self.count_barren(groups.is_empty())?;
         let first = self.position.updates_done as usize;
         for (turn, group) in groups.iter().enumerate().skip(first) {
-            let turned = self.update(this, samples, group, turn == first, observer)?;
+            let turned = self.update(this, samples, group, turn == first, observer, stop)?;
             if let Turn::RolledBack = turned {
                 return Ok(Finished::Completed);
             }
-            self.position.step += u64::from(matches!(turned, Turn::Applied(_)));
+            if let Turn::Applied(_) = turned {
+                self.position.step += 1;
+                self.references.follow(self.position.step, &self.adapter)?;
+            }
             self.position.updates_done += 1;
             if turn + 1 == groups.len() {
                 self.next_iteration();
@@ -126,28 +143,34 @@ impl Trainer<'_> {
         group: &[usize],
         first: bool,
         observer: &mut dyn Observer,
+        stop: &AtomicBool,
     ) -> Result<Turn<UpdateMetrics>> {
         let started = Instant::now();
         let config = &self.parts.config;
         let order = NoiseKey::new(self.data_seed(), "time-order").epoch(this.index);
+        let reference = self.references.draw(self.position.step, self.parts.model.device());
         let batches = samples.pairs.batches(group, config.train_batch_size as usize, config.micro_batch(), order)?;
         if !self.checked_on_policy && self.position.updates_done == 0 {
             self.check_on_policy(this, &batches[0])?;
             self.checked_on_policy = true;
         }
-        let (verdict, done) = match self.accumulate(this, &batches, observer) {
+        let (batches, sampling) = match self.method.pairs {
+            PairsFrom::WinnersAndSamples => self.against_samples(this, batches, &reference, observer, stop)?,
+            _ => (batches, Sampling::default()),
+        };
+        let (verdict, done) = match self.accumulate(this, &batches, &reference, observer) {
             Err(Error::NonFinite { what, value }) => (self.guard.broken(Trouble::non_finite(what, value)), None),
             Err(error) => return Err(error),
-            Ok((tally, rows)) => {
+            Ok((tally, passes)) => {
                 let mut gradients = self.gradients();
                 let grad_norm = clip_grad_norm(&mut gradients, self.parts.config.max_grad_norm)?;
                 let means = tally.means();
                 let winner_reward = self.parts.config.beta * means.log_ratio[0];
                 let verdict = self.guard.judge(&Vitals { loss: means.loss, winner_reward, grad_norm });
-                (verdict, Some((means, rows, gradients, grad_norm)))
+                (verdict, Some((means, passes, gradients, grad_norm)))
             }
         };
-        let (means, rows, gradients, grad_norm) = match (self.carry_out(verdict, observer)?, done) {
+        let (means, passes, gradients, grad_norm) = match (self.carry_out(verdict, observer)?, done) {
             (Turn::Applied(()), Some(done)) => done,
             (Turn::RolledBack, _) => return Ok(Turn::RolledBack),
             _ => return Ok(Turn::Skipped),
@@ -159,18 +182,25 @@ impl Trainer<'_> {
         if let Some(average) = &mut self.average {
             average.step(&self.adapter, self.position.step + 1)?;
         }
-        let branches = if self.parts.config.guidance_scale == 1.0 { 1 } else { 2 };
         let mut metrics = self.metrics(this, samples, means, first);
         metrics.grad_norm = grad_norm;
         metrics.learning_rate = lr;
-        metrics.seconds_train = started.elapsed().as_secs_f64();
-        // Policy and reference once each.
-        metrics.unet_evaluations += 2 * branches * rows;
+        metrics.reference_step = reference.step;
+        metrics.seconds_rollout += sampling.seconds;
+        metrics.seconds_train = started.elapsed().as_secs_f64() - sampling.seconds;
+        metrics.unet_evaluations += passes + sampling.cost.evaluations;
         Ok(Turn::Applied(metrics))
     }
 
-    /// Adds up the gradients of all batches in the parameters' `.grad`; returns the statistics and U-Net rows.
-    fn accumulate(&self, this: &Iteration, batches: &[PairBatch], observer: &mut dyn Observer) -> Result<(Tally, u64)> {
+    /// Adds up the gradients of all batches in the parameters' `.grad`; returns the statistics and how many single-image
+    /// U-Net evaluations it took.
+    fn accumulate(
+        &self,
+        this: &Iteration,
+        batches: &[PairBatch],
+        reference: &Reference,
+        observer: &mut dyn Observer,
+    ) -> Result<(Tally, u64)> {
         let config = &self.parts.config;
         for (_, parameter) in self.optimizer.parameters() {
             parameter.shallow_clone().zero_grad();
@@ -179,20 +209,23 @@ impl Trainer<'_> {
             GuidedPolicy::new(Policy::new(self.parts.model, adapter), &this.conditioning, config.guidance_scale)
         };
         let policy = guided(Some(&self.adapter)).with_checkpointing(config.gradient_checkpointing);
-        let reference = guided(None);
+        let reference = guided(reference.adapter.as_ref());
+        let branches = if config.guidance_scale == 1.0 { 1 } else { 2 };
         let total: usize = batches.iter().map(PairBatch::len).sum();
-        let (mut tally, mut done, mut rows) = (Tally::default(), 0, 0);
+        let (mut tally, mut done, mut passes) = (Tally::default(), 0, 0);
         for batch in batches {
             let max_rows = config.micro_batch() * batch.rows_per_pair();
             let share = batch.len() as f64 / total as f64;
             let output =
                 accumulate_step_pairs(&policy, &reference, &self.ddim, batch, &self.objective, max_rows, share)?;
             tally.add(batch, &output, &this.texts)?;
-            rows += (batch.len() * batch.rows_per_pair()) as u64;
+            // The policy, and what it is compared with, once each.
+            let policies = 1 + usize::from(batch.needs_reference());
+            passes += (policies * branches * batch.len() * batch.rows_per_pair()) as u64;
             done += batch.len();
             observer.on_phase(Phase::Train, done, total);
         }
-        Ok((tally, rows))
+        Ok((tally, passes))
     }
 
     /// The accumulated gradients; zeros where every pair of the update was clipped on both sides.
@@ -239,6 +272,8 @@ impl Trainer<'_> {
             grad_norm: 0.0,
             learning_rate: 0.0,
             kl_to_reference: means.kl,
+            flip_mean: means.flip,
+            reference_step: None,
             reward_mean,
             reward_std,
             reward_min,

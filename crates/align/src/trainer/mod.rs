@@ -7,8 +7,11 @@ mod forecast;
 mod guarding;
 mod iteration;
 mod on_policy;
+mod opponents;
 mod pieces;
 mod preview;
+mod reference;
+mod renoise;
 mod rollout;
 mod samples;
 mod state;
@@ -29,6 +32,7 @@ use crate::optimizer::{LrSchedule, Optimizer};
 use crate::run_dir::RunDir;
 use dataset::EncodedPairs;
 use embeddings::Embeddings;
+use reference::References;
 use seedpo_judge::Judge;
 use seedpo_model::adapter::{KOHYA_FILE_NAME, LoraConfig, LoraInit};
 use seedpo_model::{Adapter, DiffusionModel};
@@ -84,6 +88,7 @@ pub struct Trainer<'a> {
     position: Position,
     /// The adapter (unmerged) that draws, or drew, the current iteration's samples.
     rollout_adapter: Adapter,
+    references: References,
     /// The newest checkpoint on disk and its step.
     saved: Option<(u64, PathBuf)>,
     /// The step whose previews exist.
@@ -128,8 +133,8 @@ impl<'a> Trainer<'a> {
         let schedule = LrSchedule::from_settings(config)?;
         let stream = PromptStream::new(config.seed, 1, 1, 1);
         let latent_shape = latent_shape(config, model)?;
-        let State { adapter, rollout_adapter, optimizer, average, position, guard, saved } =
-            State::load(config, model, checkpoint)?;
+        let State { adapter, rollout_adapter, references, optimizer, average, position, guard, saved } =
+            State::load(config, &method, model, checkpoint)?;
         let guard = Guard::new(GuardOptions::from_settings(config)?, guard);
         let scale = model.vae.config().scale_factor();
         let embeddings = Embeddings::new(model, (latent_shape[1] * scale, latent_shape[2] * scale))?;
@@ -152,6 +157,7 @@ impl<'a> Trainer<'a> {
             average,
             position,
             rollout_adapter,
+            references,
             saved,
             guard,
             guard_stopped: false,
@@ -253,6 +259,7 @@ impl<'a> Trainer<'a> {
         let run = &self.parts.run;
         run.sync_metrics();
         let within_iteration = self.position.updates_done > 0;
+        let previous = self.saved.as_ref().map(|(_, folder)| folder.as_path());
         let adapters = |folder: &Path| -> Result<()> {
             self.adapter.save(&folder.join(ADAPTER_FILE))?;
             if within_iteration {
@@ -263,7 +270,7 @@ impl<'a> Trainer<'a> {
             }
             let guard = serde_json::to_string_pretty(&self.guard.state).unwrap_or_default();
             write_atomic(&folder.join(GUARD_FILE), guard.as_bytes())?;
-            Ok(())
+            self.references.save(folder, previous)
         };
         let folder = Checkpoint::save(run.path(), self.position, &self.optimizer.state(), adapters)?;
         self.save_adapter()?;

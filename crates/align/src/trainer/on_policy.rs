@@ -37,8 +37,8 @@ pub fn check(
         PairLatents::Separate { latents_w, next_latents_w, latents_l, next_latents_l } => {
             vec![(latents_w, next_latents_w), (latents_l, next_latents_l)]
         }
-        // Dataset pairs were drawn by no policy.
-        PairLatents::Noised { .. } => return Ok(()),
+        // Noised images were drawn by no policy.
+        PairLatents::Noised { .. } | PairLatents::Winners { .. } => return Ok(()),
     };
     let (mut low, mut high, mut squares, mut elements) = (f64::INFINITY, f64::NEG_INFINITY, 0.0, 0.0);
     for (latents, next) in sides {

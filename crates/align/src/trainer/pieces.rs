@@ -4,7 +4,7 @@ use super::Trainer;
 use super::rollout::decode;
 use crate::error::Result;
 use crate::forecast::{Cost, Piece};
-use crate::method::PairsFrom;
+use crate::method::{Likelihood, PairsFrom};
 use crate::objective::{Clip, Objective, PairBatch, PairLatents, accumulate_step_pairs};
 use seedpo_judge::to_u8;
 use seedpo_model::{Adapter, Conditioning, Policy};
@@ -34,7 +34,7 @@ impl Trainer<'_> {
             PairsFrom::Images => {
                 let slot = super::Slot { pass: 0, prompt: 0 };
                 let (pairs, shape, seed) = (&self.parts.image_pairs, &self.latent_shape, self.parts.config.seed);
-                let samples = self.encoded_pairs.samples(model, pairs, &[slot], shape, seed)?;
+                let samples = self.encoded_pairs.samples(model, pairs, &[slot], shape, seed, false)?;
                 match samples.pairs {
                     super::samples::Pairs::Images(batch) => batch,
                     _ => self.drawn_pair(&conditioning, &merged, &latents)?,
@@ -45,9 +45,24 @@ impl Trainer<'_> {
         Ok(Bench { conditioning, merged, latents, pair })
     }
 
-    /// A pair of steps as a rollout draws them.
+    /// A pair of steps as a rollout draws them, or of noised latents where the likelihood is the denoising error.
     fn drawn_pair(&self, conditioning: &Conditioning, merged: &Adapter, latents: &Tensor) -> Result<PairBatch> {
         let timestep = self.ddim.timesteps()[0];
+        if self.method.likelihood == Likelihood::DenoisingError {
+            let schedule = &self.parts.model.schedule;
+            let winners = PairLatents::winners(schedule, latents, latents.ones_like(), &[timestep])?;
+            let latents = match self.method.pairs {
+                PairsFrom::Winners => winners,
+                _ => winners.against(schedule, &(latents * 0.5), &[timestep])?,
+            };
+            return Ok(PairBatch {
+                latents,
+                timesteps: vec![timestep],
+                prompts: vec![0],
+                decided: vec![true],
+                weights: None,
+            });
+        }
         let policy = Policy::new(self.parts.model, Some(merged));
         let policy = GuidedPolicy::new(policy, conditioning, self.parts.config.guidance_scale);
         let noise_pred = tch::no_grad(|| policy.predict(latents, &[timestep], &[0]))?;
@@ -82,7 +97,7 @@ impl Trainer<'_> {
 
     fn run_sampling(&self, bench: &Bench, rows: usize) -> Result<()> {
         let policy = Policy::new(self.parts.model, Some(&bench.merged));
-        let policy = GuidedPolicy::new(policy, &bench.conditioning, self.parts.config.guidance_scale);
+        let policy = GuidedPolicy::new(policy, &bench.conditioning, self.parts.config.sampling_guidance());
         let x = bench.latents.repeat([rows as i64, 1, 1, 1]);
         let timesteps = vec![self.ddim.timesteps()[0]; rows];
         let noise_pred = tch::no_grad(|| policy.predict(&x, &timesteps, &vec![0; rows]))?;

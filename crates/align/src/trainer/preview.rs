@@ -48,7 +48,16 @@ impl Trainer<'_> {
 
     pub(super) fn validation_prompts(&self) -> Vec<String> {
         match self.parts.config.validation_prompts.as_slice() {
-            [] => self.parts.prompts.iter().take(DEFAULT_PROMPTS).cloned().collect(),
+            // Pairs of one prompt may follow one another.
+            [] => {
+                let mut first: Vec<String> = Vec::new();
+                for prompt in &self.parts.prompts {
+                    if first.len() < DEFAULT_PROMPTS && !first.contains(prompt) {
+                        first.push(prompt.clone());
+                    }
+                }
+                first
+            }
             given => given.to_vec(),
         }
     }
@@ -66,7 +75,7 @@ impl Trainer<'_> {
         let texts: Vec<&str> = prompts.iter().map(String::as_str).collect();
         let conditioning = self.embeddings.conditioning(model, &texts)?;
         let merged = self.adapter.merge(&model.unet)?;
-        let inner = GuidedPolicy::new(Policy::new(model, Some(&merged)), &conditioning, config.guidance_scale);
+        let inner = GuidedPolicy::new(Policy::new(model, Some(&merged)), &conditioning, config.sampling_guidance());
         let predictor = Interruptible { inner, stop };
         let rows: Vec<(usize, usize)> =
             (0..prompts.len()).flat_map(|p| (0..copies).map(move |copy| (p, copy))).collect();

@@ -57,18 +57,19 @@ pub struct RolloutContext<'a> {
 }
 
 impl RolloutContext<'_> {
-    /// Samples the iteration's pairs. `texts` and `conditioning` have one entry per slot; `policy` is merged.
+    /// Samples the iteration's pairs. `texts` and `conditioning` have one entry per slot; `policy` is merged, with the
+    /// guidance it is sampled under.
     pub fn samples(
         &self,
         pairs_from: PairsFrom,
         slots: &[Slot],
         texts: &[&str],
         conditioning: &Conditioning,
-        policy: &Adapter,
+        (policy, guidance): (&Adapter, f64),
         observer: &mut dyn Observer,
     ) -> Result<Samples> {
         let policy = Policy { base: self.model, adapter: Some(policy) };
-        let inner = GuidedPolicy::new(policy, conditioning, self.config.guidance_scale);
+        let inner = GuidedPolicy::new(policy, conditioning, guidance);
         let predictor = Interruptible { inner, stop: self.stop };
         let chunk = self.config.rollout_batch_size as usize;
         let total = slots.len().div_ceil(chunk) * self.ddim.steps();
@@ -85,7 +86,7 @@ impl RolloutContext<'_> {
             match pairs_from {
                 PairsFrom::Steps => self.branches(&predictor, &x_t, &rows, &keys, texts, &mut on_step),
                 PairsFrom::Trajectories => self.trajectories(&predictor, &x_t, &rows, &keys, texts, &mut on_step),
-                PairsFrom::Images => Err(Error::Input {
+                PairsFrom::Images | PairsFrom::WinnersAndSamples | PairsFrom::Winners => Err(Error::Input {
                     what: "pairs to sample".into(),
                     expected: "trajectories or steps".into(),
                     found: "image files, which are not sampled".into(),

@@ -13,7 +13,7 @@ pub enum Pairs {
     Steps(Vec<StepPair>),
     /// D3PO: two trajectories per row, and who won.
     Trajectories(TrajectoryPair, Vec<Preference>),
-    /// Diffusion-DPO: noised images, winners and losers.
+    /// Noised images: winners and losers (Diffusion-DPO), or winners (SFT; SePPO, whose updates draw the other side).
     Images(PairBatch),
 }
 

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use seedpo_model::{Adapter, DiffusionModel};
 
 use super::lora_config;
+use super::reference::References;
 use crate::checkpoint::{ADAPTER_FILE, Checkpoint, EMA_ADAPTER_FILE, Position, ROLLOUT_ADAPTER_FILE};
 use crate::config::TrainConfig;
 use crate::error::Result;
 use crate::guard::GuardState;
+use crate::method::Method;
 use crate::optimizer::{Ema, Optimizer};
 
 /// The trained weights averaged over updates (`ema_decay`), as an adapter of its own.
@@ -35,6 +37,7 @@ pub struct State {
     pub adapter: Adapter,
     /// The adapter (unmerged) that draws, or drew, the iteration's samples.
     pub rollout_adapter: Adapter,
+    pub references: References,
     pub optimizer: Optimizer,
     pub average: Option<Average>,
     pub position: Position,
@@ -45,7 +48,12 @@ pub struct State {
 
 impl State {
     /// The state of `checkpoint`, or without one of a run that begins. Errors: a damaged checkpoint.
-    pub fn load(config: &TrainConfig, model: &DiffusionModel, checkpoint: Option<Checkpoint>) -> Result<Self> {
+    pub fn load(
+        config: &TrainConfig,
+        method: &Method,
+        model: &DiffusionModel,
+        checkpoint: Option<Checkpoint>,
+    ) -> Result<Self> {
         let adapter = match &checkpoint {
             Some(checkpoint) => Adapter::load(&checkpoint.folder.join(ADAPTER_FILE), &model.unet)?,
             None => Adapter::lora(&model.unet, &lora_config(config), config.seed)?,
@@ -55,6 +63,10 @@ impl State {
                 Adapter::load(&c.folder.join(ROLLOUT_ADAPTER_FILE), &model.unet)?.detached()
             }
             _ => adapter.detached(),
+        };
+        let references = match &checkpoint {
+            Some(c) => References::load(config, method, &adapter, &c.folder, c.position.step, model)?,
+            None => References::begin(config, method, &adapter),
         };
         let mut optimizer = Optimizer::from_settings(config, adapter.trainable())?;
         let average = match &checkpoint {
@@ -69,6 +81,6 @@ impl State {
             (position, guard) = (checkpoint.position, checkpoint.guard);
             saved = Some((position.step, checkpoint.folder));
         }
-        Ok(Self { adapter, rollout_adapter, optimizer, average, position, guard, saved })
+        Ok(Self { adapter, rollout_adapter, references, optimizer, average, position, guard, saved })
     }
 }

@@ -17,6 +17,7 @@ pub struct Tally {
     clipped: f64,
     kl: f64,
     loser_scale: f64,
+    flip: Option<f64>,
 }
 
 /// The means of a [`Tally`].
@@ -38,6 +39,8 @@ pub struct Means {
     pub kl: f64,
     /// Mean of what the safeguard multiplied the losers' gradients by.
     pub loser_scale: f64,
+    /// Mean of the flipper's s, where there is one.
+    pub flip: Option<f64>,
 }
 
 impl Tally {
@@ -58,6 +61,9 @@ impl Tally {
         self.loss += sum(&output.per_pair);
         self.margin += sum(&output.margin);
         self.correct += sum(&output.margin.gt(0.0)) + 0.5 * sum(&output.margin.eq(0.0));
+        if let Some(signs) = &output.signs {
+            *self.flip.get_or_insert(0.0) += sum(signs);
+        }
         for side in 0..2 {
             self.log_ratio[side] += sum(&output.ratios[side].log());
             self.ratio += sum(&output.ratios[side]) / 2.0;
@@ -80,6 +86,7 @@ impl Tally {
             clip_fraction: self.clipped / n,
             kl: self.kl / n,
             loser_scale: self.loser_scale / n,
+            flip: self.flip.map(|sum| sum / n),
         }
     }
 }

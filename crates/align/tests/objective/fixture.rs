@@ -52,8 +52,15 @@ pub fn batch(method: &str) -> (PairBatch, Conditioning) {
         },
         _ => {
             let schedule = &tiny_model().schedule;
-            let loser = at(if method == "seppo" { "latents_ref" } else { "latents_l" });
-            PairLatents::noised(schedule, &at("latents_w"), &loser, at("noise"), &timesteps).unwrap()
+            let winners = PairLatents::winners(schedule, &at("latents_w"), at("noise"), &timesteps).unwrap();
+            match method {
+                "sft" => winners,
+                // What dataset pairs are, and what sampled losers become of winners: the same.
+                "diffusion-dpo" => {
+                    PairLatents::noised(schedule, &at("latents_w"), &at("latents_l"), at("noise"), &timesteps).unwrap()
+                }
+                _ => winners.against(schedule, &at("latents_ref"), &timesteps).unwrap(),
+            }
         }
     };
     let rows = timesteps.len();

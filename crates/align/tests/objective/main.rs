@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod denoising;
 mod fixture;
 mod optimum;
 mod parity;

@@ -78,6 +78,16 @@ fn the_safeguard_equals_the_condition_it_is_derived_from() {
 }
 
 #[test]
+fn spin_equals_pytorch() {
+    check("spin");
+}
+
+#[test]
+fn sft_equals_pytorch() {
+    check("sft");
+}
+
+#[test]
 fn inputs_that_do_not_fit_are_named() {
     let model = model();
     let policy = adapter("policy.safetensors", &model);

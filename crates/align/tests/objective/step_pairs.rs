@@ -95,7 +95,7 @@ fn log_prob(predictor: &dyn NoisePredictor, ddim: &Ddim, batch: &PairBatch, side
         (PairLatents::Shared { latents, next_latents_l, .. }, _) => (latents, next_latents_l),
         (PairLatents::Separate { latents_w, next_latents_w, .. }, 0) => (latents_w, next_latents_w),
         (PairLatents::Separate { latents_l, next_latents_l, .. }, _) => (latents_l, next_latents_l),
-        (PairLatents::Noised { .. }, _) => panic!("a step's likelihood"),
+        (PairLatents::Noised { .. } | PairLatents::Winners { .. }, _) => panic!("a step's likelihood"),
     };
     let noise = tch::no_grad(|| predictor.predict(latents, &batch.timesteps, &batch.prompts)).unwrap();
     ddim.transition(&batch.timesteps, latents, &noise).unwrap().log_prob(next).unwrap()
@@ -105,12 +105,17 @@ fn log_prob(predictor: &dyn NoisePredictor, ddim: &Ddim, batch: &PairBatch, side
 fn one_policy_pass_and_one_reference_pass_serve_both_sides() {
     let model = model();
     let adapter = adapter("policy.safetensors", &model);
-    for (method, rows) in [("spo", 4), ("d3po", 8)] {
+    for (method, rows, reference_rows) in
+        [("spo", 4, vec![4]), ("d3po", 8, vec![8]), ("seppo", 8, vec![8]), ("sft", 4, vec![])]
+    {
         let (batch, conditioning) = batch(method);
         let (policy, reference) =
             (Counting::new(&model, Some(&adapter), &conditioning), Counting::new(&model, None, &conditioning));
-        let output = step_pair_loss(&policy, &reference, &sampler(&model), &batch, &settings(None, 0.5)).unwrap();
-        assert_eq!((policy.rows.take(), reference.rows.take()), (vec![rows], vec![rows]), "{method}");
+        // The flipper reads the very predictions that the loss does.
+        let flipper = if method == "seppo" { Flipper::Sign } else { Flipper::Off };
+        let objective = Objective { flipper, ..settings(None, 0.5) };
+        let output = step_pair_loss(&policy, &reference, &sampler(&model), &batch, &objective).unwrap();
+        assert_eq!((policy.rows.take(), reference.rows.take()), (vec![rows], reference_rows), "{method}");
         assert!(output.loss.requires_grad() && !output.margin.requires_grad());
     }
 }
@@ -120,14 +125,21 @@ fn micro_batches_and_two_passes_give_the_gradient_of_one() {
     let model = model();
     let adapter = adapter("policy.safetensors", &model);
     let ddim = sampler(&model);
-    for method in ["spo", "d3po", "diffusion-dpo", "seppo"] {
+    for method in ["spo", "d3po", "diffusion-dpo", "seppo", "sft"] {
         let (mut batch, conditioning) = batch(method);
         batch.decided[1] = false;
         let (policy, reference) =
             (Counting::new(&model, Some(&adapter), &conditioning), Counting::new(&model, None, &conditioning));
         let flipper = if method == "seppo" { Flipper::Sign } else { Flipper::Off };
-        let guarded = Objective { safeguard: Some(0.3), ..settings(None, 0.5) };
-        for objective in [settings(None, 0.5), settings(Some(0.1), 0.0), guarded] {
+        // Supervision has neither clip nor reference.
+        let objectives = match method {
+            "sft" => vec![settings(None, 0.0)],
+            _ => {
+                let guarded = Objective { safeguard: Some(0.3), ..settings(None, 0.5) };
+                vec![settings(None, 0.5), settings(Some(0.1), 0.0), guarded]
+            }
+        };
+        for objective in objectives {
             let objective = Objective { flipper, ..objective };
             let run = |max_rows: usize| {
                 gradients(&adapter, || {
@@ -231,6 +243,7 @@ fn step_pairs_stack_in_order() {
         latents: latents(v),
         next_latents_w: latents(v + 0.1),
         next_latents_l: latents(v + 0.2),
+        pred_x0: [latents(v), latents(v)],
         timestep: 10 * prompt as i64,
         prompt,
         scores: [1.0, 0.0],

@@ -34,7 +34,10 @@ fn training_settings_out_of_range() {
     for (flag, value, needles) in [
         ("--gamma", "-1", ["entropy.gamma", "above -1"]),
         ("--gamma", "NaN", ["entropy.gamma", "NaN"]),
-        ("--method", "seppo", ["`seppo`", "d3po, diffusion-dpo, spo"]),
+        ("--method", "orpo", ["`orpo`", "d3po, diffusion-dpo, seppo, sft, spin, spo"]),
+        ("--likelihood", "exact", ["`likelihood`", "transition | denoising-error"]),
+        ("--pairs", "images", ["`likelihood`", "only sampled pairs"]),
+        ("--flipper", "sign", ["`flipper`", "denoising errors"]),
         ("--steps", "0", ["`steps`", "1 to 1000"]),
         ("--clip", "1.5", ["`clip`", "1.5"]),
         ("--beta_dpo", "-3", ["`beta`", "above 0"]),

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use seedpo_tensor::{Init, Params};
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::unet::UNet2DConditionModel;
 use crate::{Error, Result};
@@ -192,6 +192,11 @@ impl Adapter {
     /// A snapshot: copies of all tensors, without gradient. What is trained later does not change it.
     pub fn detached(&self) -> Self {
         self.map(|tensor| tensor.detach().copy())
+    }
+
+    /// The same adapter on `device`, without gradient; shares the tensors where they are there already.
+    pub fn to_device(&self, device: Device) -> Self {
+        self.map(|tensor| tensor.detach().to_device(device))
     }
 
     /// The same tensors under a second owner: in-place changes to one are changes to both.

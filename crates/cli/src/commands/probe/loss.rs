@@ -77,12 +77,12 @@ fn pair_tensors(case: &Case, method: &str, sizes: &Sizes) -> Result<BTreeMap<Str
 /// The settings, typed; ranges are checked by the objective itself.
 fn settings(raw: &CaseSettings) -> Result<ProbeLossSettings> {
     let text = |key: &str| Ok::<_, anyhow::Error>(raw.text(key)?.map(str::to_owned));
-    let method = text("method")?
-        .context("setting `method`: expected `spo`, `d3po`, `diffusion-dpo` or `seppo`, found nothing")?;
+    let method =
+        text("method")?.context("setting `method`: expected a method such as `spo` or `seppo`, found nothing")?;
     tensors_of(&method)?;
     let form = text("form")?.unwrap_or_else(|| "flatten".to_owned());
     // The denoising error has no sampler's steps.
-    let noised = matches!(method.as_str(), "diffusion-dpo" | "seppo");
+    let noised = matches!(method.as_str(), "diffusion-dpo" | "seppo" | "spin" | "sft");
     let steps = if noised && raw.optional_number("steps")?.is_none() { 20 } else { raw.count("steps")? };
     let shaping = text("shaping")?;
     if let Some(name) = &shaping {
