@@ -9,17 +9,21 @@ mod common;
 mod guard;
 #[path = "trainer/optimizing.rs"]
 mod optimizing;
+#[path = "trainer/streaming.rs"]
+mod streaming;
 
 use seedpo_align::metrics::UpdateMetrics;
 use seedpo_align::{
     Checkpoint, Error, Finished, Likelihood, METHODS, Method, Observer, ObserverError, Parts, Phase, Preview, Record,
-    RunDir, Silent, TrainConfig, Trainer, read_image_pairs,
+    RunDir, Silent, TrainConfig, Trainer,
 };
+use seedpo_data::{Options, Pairs};
 use seedpo_judge::{Colourfulness, ImageBatch, Judge};
 use seedpo_model::{DiffusionModel, LoadOptions};
 use seedpo_tensor::{Device, Kind};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -85,10 +89,11 @@ fn open<'a>(
     run: RunDir,
     checkpoint: Option<Checkpoint>,
 ) -> Trainer<'a> {
-    let (mut prompts, mut image_pairs) = (config.prompts.clone(), Vec::new());
+    let (mut prompts, mut image_pairs) = (config.prompts.clone(), None);
     if !config.pairs_file.is_empty() {
-        image_pairs = read_image_pairs(Path::new(&config.pairs_file)).unwrap();
-        prompts = image_pairs.iter().map(|pair| pair.prompt.clone()).collect();
+        let pairs = Pairs::open(Path::new(&config.pairs_file), &Options::default()).unwrap();
+        prompts = pairs.prompts().map(str::to_owned).collect();
+        image_pairs = Some(Arc::new(pairs));
     }
     Trainer::new(
         Parts { config: config.clone(), prompts, image_pairs, model, judge, heldout: Some(judge), run },

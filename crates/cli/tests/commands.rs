@@ -7,6 +7,8 @@ mod common;
 mod dtypes;
 #[path = "commands/memory.rs"]
 mod memory;
+#[path = "commands/pairs.rs"]
+mod pairs;
 #[path = "commands/probing.rs"]
 mod probing;
 #[path = "commands/sdxl.rs"]

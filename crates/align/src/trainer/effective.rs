@@ -16,12 +16,12 @@ impl Trainer<'_> {
         line("model", format!("{} ({:?} on {:?})", config.model, model.unet.kind(), model.device()));
         let pairs_from = match self.method.pairs {
             PairsFrom::Trajectories => "two trajectories per prompt".to_string(),
-            PairsFrom::Images => format!("{} of image files", self.parts.image_pairs.len()),
+            PairsFrom::Images => format!("{} of image files", self.items()),
             PairsFrom::WinnersAndSamples => {
-                format!("{} winners of image files against the reference's samples", self.parts.image_pairs.len())
+                format!("{} winners of image files against the reference's samples", self.items())
             }
             PairsFrom::Winners => {
-                format!("{} winners of image files, compared with nothing", self.parts.image_pairs.len())
+                format!("{} winners of image files, compared with nothing", self.items())
             }
             PairsFrom::Steps => {
                 format!("{} candidates a step from step {}", config.candidates, config.divert_start_step)
@@ -86,7 +86,7 @@ impl Trainer<'_> {
         let length = |n: u64, unit: &str| if n == 0 { String::new() } else { format!("{n} {unit}") };
         let lengths = [length(config.max_train_steps, "updates"), length(config.num_train_epochs, "epochs")];
         line("length", lengths.iter().filter(|s| !s.is_empty()).cloned().collect::<Vec<_>>().join(" or "));
-        line("images per epoch", (self.parts.prompts.len() * self.images_per_prompt()).to_string());
+        line("images per epoch", (self.items() * self.images_per_prompt()).to_string());
         line("seed", config.seed.to_string());
         let total = self.total_steps();
         let forecast = self.forecast(false)?;

@@ -42,13 +42,14 @@ impl Trainer<'_> {
             self.rollout_adapter = self.adapter.detached();
         }
         let slots = self.stream.iteration(index);
-        let prompts = self.parts.prompts.clone();
-        let texts: Vec<&str> = slots.iter().map(|slot| prompts[slot.prompt].as_str()).collect();
+        let prompts = self.texts(&slots);
+        let texts: Vec<&str> = prompts.iter().map(String::as_str).collect();
         let conditioning = self.embeddings.conditioning(self.parts.model, &texts)?;
         if self.method.pairs.from_files() {
-            let (model, pairs, seed) = (self.parts.model, &self.parts.image_pairs, self.data_seed());
-            let winners_only = self.method.pairs != PairsFrom::Images;
-            let samples = self.encoded_pairs.samples(model, pairs, &slots, &self.latent_shape, seed, winners_only)?;
+            self.ask_ahead(index)?;
+            let samples = self.dataset_samples(&slots)?;
+            // Decoded while this iteration is trained on.
+            self.ask_ahead(index + 1)?;
             let this = Iteration { index, slots, texts, conditioning, merged: None };
             return self.updates(&this, &samples, observer, stop);
         }

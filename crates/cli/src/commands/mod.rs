@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod doctor;
 pub mod judge;
+pub mod pairs;
 pub mod presets;
 pub mod pretrain;
 pub mod probe;
@@ -23,6 +24,7 @@ pub fn run(cli: Cli) -> Result<Outcome> {
     match cli.command {
         Command::Train(args) => train::run(&args, &context),
         Command::Sample(args) => sample::run(&args, &context),
+        Command::Pairs(args) => pairs::run(&args, &context),
         Command::Presets(args) => presets::run(&args),
         Command::Pretrain(args) => pretrain::run(&args, &context),
         Command::Score(args) => score::run(&args, &context),

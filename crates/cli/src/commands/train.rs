@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow};
 use seedpo_align::checkpoint::Checkpoint;
 use seedpo_align::run_dir::{RunDir, check_inputs, hash_inputs, resume_settings};
-use seedpo_align::{Finished, ImagePair, Parts, TrainConfig, Trainer, load_prompts, read_image_pairs, trainer};
+use seedpo_align::{Finished, Parts, TrainConfig, Trainer, load_prompts, trainer};
+use seedpo_data::{Options, Pairs};
 use seedpo_judge::Judge;
 use seedpo_model::DiffusionModel;
 use seedpo_tensor::device::parse_device;
@@ -52,7 +54,7 @@ pub struct Args {
 struct Start {
     config: TrainConfig,
     prompts: Vec<String>,
-    image_pairs: Vec<ImagePair>,
+    image_pairs: Option<Arc<Pairs>>,
     model: DiffusionModel,
     judge: Box<dyn Judge>,
     heldout: Option<Box<dyn Judge>>,
@@ -142,13 +144,10 @@ impl Start {
     /// Loads what the settings name; in the `config` it returns, no dtype is `auto` any more.
     fn load(mut config: TrainConfig, context: &Context) -> Result<Self> {
         config.validate()?;
-        let image_pairs = match config.pairs_file.as_str() {
-            "" => Vec::new(),
-            file => read_image_pairs(Path::new(file)).context("setting `pairs_file`")?,
-        };
-        let prompts = match &image_pairs[..] {
-            [] => load_prompts(&config)?,
-            pairs => pairs.iter().map(|pair| pair.prompt.clone()).collect(),
+        let image_pairs = image_pairs(&config, context)?;
+        let prompts = match &image_pairs {
+            None => load_prompts(&config)?,
+            Some(pairs) => pairs.prompts().map(str::to_owned).collect(),
         };
         let device = parse_device(&config.device).context("setting `device`")?;
         let judge = load_judge(&config, &config.judge, device, context).context("setting `judge`")?;
@@ -183,6 +182,22 @@ impl Start {
             run,
         }
     }
+}
+
+/// The dataset of pairs, where the method reads one.
+fn image_pairs(config: &TrainConfig, context: &Context) -> Result<Option<Arc<Pairs>>> {
+    if config.pairs_file.is_empty() {
+        return Ok(None);
+    }
+    let options = Options {
+        generator: config.pairs_generator.clone(),
+        winners_only: false,
+        bad_rows_limit: config.bad_rows_limit,
+    };
+    let path = Path::new(&config.pairs_file);
+    let pairs = Pairs::open(path, &options).context("setting `pairs_file`")?;
+    super::pairs::note_passed_over(path, &pairs, context);
+    Ok(Some(Arc::new(pairs)))
 }
 
 fn train(
