@@ -14,7 +14,7 @@ mod streaming;
 
 use seedpo_align::metrics::UpdateMetrics;
 use seedpo_align::{
-    Checkpoint, Error, Finished, Likelihood, METHODS, Method, Observer, ObserverError, Parts, Phase, Preview, Record,
+    Checkpoint, Error, Finished, Likelihood, METHODS, Method, Observer, ObserverError, PairsFrom, Parts, Phase, Preview, Record,
     RunDir, Silent, TrainConfig, Trainer,
 };
 use seedpo_data::{Options, Pairs};
@@ -82,6 +82,12 @@ fn start<'a>(model: &'a DiffusionModel, config: &TrainConfig, judge: &'a dyn Jud
     open(model, config, judge, run, None)
 }
 
+fn dataset(config: &TrainConfig) -> Option<Arc<Pairs>> {
+    let winners_only = config.resolved_method().unwrap().pairs != PairsFrom::Images;
+    let options = Options { winners_only, ..Options::default() };
+    Some(Arc::new(Pairs::open(Path::new(&config.pairs_file), &options).unwrap()))
+}
+
 fn open<'a>(
     model: &'a DiffusionModel,
     config: &TrainConfig,
@@ -91,9 +97,8 @@ fn open<'a>(
 ) -> Trainer<'a> {
     let (mut prompts, mut image_pairs) = (config.prompts.clone(), None);
     if !config.pairs_file.is_empty() {
-        let pairs = Pairs::open(Path::new(&config.pairs_file), &Options::default()).unwrap();
-        prompts = pairs.prompts().map(str::to_owned).collect();
-        image_pairs = Some(Arc::new(pairs));
+        image_pairs = dataset(config);
+        prompts = image_pairs.iter().flat_map(|pairs| pairs.prompts()).map(str::to_owned).collect();
     }
     Trainer::new(
         Parts { config: config.clone(), prompts, image_pairs, model, judge, heldout: Some(judge), run },

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, anyhow};
 use seedpo_align::checkpoint::Checkpoint;
 use seedpo_align::run_dir::{RunDir, check_inputs, hash_inputs, resume_settings};
-use seedpo_align::{Finished, Parts, TrainConfig, Trainer, load_prompts, trainer};
+use seedpo_align::{PairsFrom, Finished, Parts, TrainConfig, Trainer, load_prompts, trainer};
 use seedpo_data::{Options, Pairs};
 use seedpo_judge::Judge;
 use seedpo_model::DiffusionModel;
@@ -191,7 +191,7 @@ fn image_pairs(config: &TrainConfig, context: &Context) -> Result<Option<Arc<Pai
     }
     let options = Options {
         generator: config.pairs_generator.clone(),
-        winners_only: false,
+        winners_only: config.resolved_method()?.pairs != PairsFrom::Images,
         bad_rows_limit: config.bad_rows_limit,
     };
     let path = Path::new(&config.pairs_file);
