@@ -16,6 +16,7 @@ pub mod observer;
 pub mod optimizer;
 mod prompts;
 pub mod run_dir;
+pub mod store;
 pub mod trainer;
 
 pub use checkpoint::{ADAPTER_FILE, Checkpoint, Position};

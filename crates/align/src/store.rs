@@ -154,7 +154,8 @@ impl Store {
         prompts: &[String],
         planned: u64,
     ) -> Result<Self> {
-        let index = Index { version: VERSION, settings, origin, planned, prompts: prompts.to_vec(), shards: Vec::new() };
+        let index =
+            Index { version: VERSION, settings, origin, planned, prompts: prompts.to_vec(), shards: Vec::new() };
         if Self::is_one(folder) {
             let known = Self::open(folder)?;
             let begun = Index { shards: Vec::new(), ..known.index.clone() };
@@ -380,8 +381,11 @@ impl Reader<'_> {
             1 => Preference::Second,
             _ => Preference::Tie,
         };
-        let pair =
-            TrajectoryPair { sides: [side("first")?, side("second")?], prompts: (0..rows).collect(), cost: Cost::default() };
+        let pair = TrajectoryPair {
+            sides: [side("first")?, side("second")?],
+            prompts: (0..rows).collect(),
+            cost: Cost::default(),
+        };
         Ok((pair, codes.iter().map(preference).collect()))
     }
 }

@@ -9,13 +9,15 @@ mod common;
 mod guard;
 #[path = "trainer/optimizing.rs"]
 mod optimizing;
+#[path = "trainer/replay.rs"]
+mod replay;
 #[path = "trainer/streaming.rs"]
 mod streaming;
 
 use seedpo_align::metrics::UpdateMetrics;
 use seedpo_align::{
-    Checkpoint, Error, Finished, Likelihood, METHODS, Method, Observer, ObserverError, PairsFrom, Parts, Phase, Preview, Record,
-    RunDir, Silent, TrainConfig, Trainer,
+    Checkpoint, Error, Finished, Likelihood, METHODS, Method, Observer, ObserverError, PairsFrom, Parts, Phase,
+    Preview, Record, RunDir, Silent, TrainConfig, Trainer,
 };
 use seedpo_data::{Options, Pairs};
 use seedpo_judge::{Colourfulness, ImageBatch, Judge};
@@ -101,7 +103,7 @@ fn open<'a>(
         prompts = image_pairs.iter().flat_map(|pairs| pairs.prompts()).map(str::to_owned).collect();
     }
     Trainer::new(
-        Parts { config: config.clone(), prompts, image_pairs, model, judge, heldout: Some(judge), run },
+        Parts { config: config.clone(), prompts, image_pairs, store: None, model, judge, heldout: Some(judge), run },
         checkpoint,
     )
     .unwrap()

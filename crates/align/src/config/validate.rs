@@ -38,21 +38,20 @@ impl TrainConfig {
         if method.pairs.from_files() {
             require(!self.pairs_file.is_empty(), "pairs_file", &self.pairs_file)?;
             self.validate_dataset()?;
-            let prompts = self.prompts.is_empty() && self.prompts_file.is_empty();
-            return require(prompts, "prompts", "prompts beside pairs_file, which has its own");
         }
-        require(
-            self.pairs_file.is_empty(),
-            "pairs_file",
-            format!("{}, which method {} does not read", self.pairs_file, method.name),
-        )?;
-        if self.prompts.is_empty() == self.prompts_file.is_empty() {
+        if !self.pairs_file.is_empty() {
+            let prompts = self.prompts.is_empty() && self.prompts_file.is_empty();
+            require(prompts, "prompts", "prompts beside pairs_file, which has its own")?;
+        } else if self.prompts.is_empty() == self.prompts_file.is_empty() {
             let found = if self.prompts.is_empty() { "neither" } else { "both" };
             return Err(Error::Setting {
                 key: "prompts".into(),
                 expected: "exactly one of `prompts` (at least one prompt) and `prompts_file`".into(),
                 found: found.into(),
             });
+        }
+        if method.pairs.from_files() {
+            return Ok(());
         }
         require(!self.judge.is_empty(), "judge", &self.judge)?;
         require(["f32", "bf16"].contains(&self.judge_dtype.as_str()), "judge_dtype", &self.judge_dtype)?;

@@ -27,7 +27,9 @@ impl Trainer<'_> {
                 format!("{} candidates a step from step {}", config.candidates, config.divert_start_step)
             }
         };
-        line("method", format!("{}: pairs from {pairs_from}", self.method.name));
+        let stored = self.parts.store.as_ref();
+        let stored = stored.map_or_else(String::new, |store| format!(", stored in {}", store.path().display()));
+        line("method", format!("{}: pairs from {pairs_from}{stored}", self.method.name));
         let reference = match self.method.reference {
             ReferencePolicy::None => "none: supervision".to_string(),
             ReferencePolicy::Initial => "the base".to_string(),
@@ -127,7 +129,7 @@ impl Trainer<'_> {
     pub(super) fn total_steps(&self) -> Option<u64> {
         let config = &self.parts.config;
         let by_epochs = self.stream.iterations().filter(|_| self.method.pairs != PairsFrom::Steps);
-        let by_epochs = by_epochs.map(|n| n * config.prompts_per_iteration.div_ceil(config.pairs_per_update() as u64));
+        let by_epochs = by_epochs.map(|n| n * self.prompts_per_iteration().div_ceil(config.pairs_per_update() as u64));
         match config.max_train_steps {
             0 => by_epochs,
             max => Some(by_epochs.map_or(max, |n| n.min(max))),

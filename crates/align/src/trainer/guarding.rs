@@ -32,7 +32,7 @@ impl Trainer<'_> {
     /// Prompts in the order that [`Trainer::data_seed`] gives.
     pub(super) fn prompt_stream(&self) -> PromptStream {
         let config = &self.parts.config;
-        let (prompts, batch) = (self.items(), config.prompts_per_iteration);
+        let (prompts, batch) = (self.items(), self.items_per_iteration());
         PromptStream::new(self.data_seed(), prompts, batch, config.num_train_epochs)
     }
 

@@ -13,6 +13,7 @@ mod pieces;
 mod preview;
 mod reference;
 mod renoise;
+mod replay;
 mod rollout;
 mod samples;
 mod sources;
@@ -34,6 +35,7 @@ use crate::run_dir::RunDir;
 use dataset::EncodedPairs;
 use embeddings::Embeddings;
 use reference::References;
+pub use replay::DrawnPair;
 use seedpo_judge::Judge;
 use seedpo_model::adapter::{KOHYA_FILE_NAME, LoraConfig, LoraInit};
 use seedpo_model::{Adapter, DiffusionModel};
@@ -62,6 +64,8 @@ pub struct Parts<'a> {
     pub prompts: Vec<String>,
     /// The dataset of methods that train on one, else none; `prompts` are its different prompts.
     pub image_pairs: Option<Arc<seedpo_data::Pairs>>,
+    /// Stored rollouts to train on in place of sampling; `prompts` are its prompts.
+    pub store: Option<Arc<crate::store::Store>>,
     /// The frozen base model, which is also the reference policy.
     pub model: &'a DiffusionModel,
     /// The judge that is trained on.
@@ -166,6 +170,7 @@ impl<'a> Trainer<'a> {
             rolled_back_to: None,
         };
         trainer.stream = trainer.prompt_stream();
+        trainer.check_store()?;
         Ok(trainer)
     }
 

@@ -145,19 +145,21 @@ impl RolloutContext<'_> {
         let started = Instant::now();
         let pair = sample_pair(predictor, x_t, rows, self.ddim, keys, on_step)?;
         let seconds_rollout = started.elapsed().as_secs_f64();
-        let of: Vec<&str> = rows.iter().map(|&row| texts[row]).collect();
-        let score = |side: &Trajectory| -> Result<Vec<f64>> {
-            let images = decode(self.model, side.final_latents(), self.chunk())?;
-            Ok(self.judge.score(&to_u8(&images)?, &of)?)
+        let of: Vec<&str> = rows.iter().chain(rows).map(|&row| texts[row]).collect();
+        let images = |side: &Trajectory| -> Result<Tensor> {
+            Ok(to_u8(&decode(self.model, side.final_latents(), self.chunk())?)?)
         };
-        let (first, second) = (score(&pair.sides[0])?, score(&pair.sides[1])?);
+        // In one call: some judges compare pictures of a prompt with each other.
+        let images = Tensor::f_cat(&[images(&pair.sides[0])?, images(&pair.sides[1])?], 0)?;
+        let rewards = self.judge.score(&images, &of)?;
+        let (first, second) = rewards.split_at(rows.len());
         let preferences: Vec<_> =
-            first.iter().zip(&second).map(|(a, b)| Preference::by_dominance(&[*a], &[*b])).collect();
+            first.iter().zip(second).map(|(a, b)| Preference::by_dominance(&[*a], &[*b])).collect();
         Ok(Samples {
             tied: preferences.iter().filter(|p| !p.decided()).count(),
             cost: pair.cost,
             pairs: Pairs::Trajectories(pair, preferences),
-            rewards: first.into_iter().chain(second).collect(),
+            rewards,
             seconds_rollout,
             seconds_judge: started.elapsed().as_secs_f64() - seconds_rollout,
         })

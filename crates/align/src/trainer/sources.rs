@@ -8,9 +8,23 @@ use crate::error::{Error, Result};
 use seedpo_tensor::NoiseKey;
 
 impl Trainer<'_> {
-    /// How many prompts, or pairs of a dataset, one pass visits.
+    /// How many prompts, pairs of a dataset or files of a store one pass visits.
     pub(super) fn items(&self) -> usize {
-        self.parts.image_pairs.as_ref().map_or(self.parts.prompts.len(), |pairs| pairs.len())
+        match (&self.parts.image_pairs, &self.parts.store) {
+            (Some(pairs), _) => pairs.len(),
+            (None, Some(store)) => store.len(),
+            (None, None) => self.parts.prompts.len(),
+        }
+    }
+
+    /// How many of them one iteration takes.
+    pub(super) fn items_per_iteration(&self) -> u64 {
+        if self.parts.store.is_some() { 1 } else { self.parts.config.prompts_per_iteration }
+    }
+
+    /// Prompts of one iteration, whatever it takes them from.
+    pub(super) fn prompts_per_iteration(&self) -> u64 {
+        self.parts.store.as_ref().map_or(self.parts.config.prompts_per_iteration, |store| store.prompts_per_file())
     }
 
     /// The prompt of each slot; of a dataset's pairs the share `proportion_empty_prompts`, drawn anew in every pass, is

@@ -8,6 +8,7 @@ pub mod presets;
 pub mod pretrain;
 pub mod probe;
 pub mod report;
+pub mod rollout;
 pub mod sample;
 pub mod score;
 pub mod train;
@@ -23,6 +24,7 @@ pub fn run(cli: Cli) -> Result<Outcome> {
     let context = Context::new(&cli.global)?;
     match cli.command {
         Command::Train(args) => train::run(&args, &context),
+        Command::Rollout(args) => rollout::run(&args, &context),
         Command::Sample(args) => sample::run(&args, &context),
         Command::Pairs(args) => pairs::run(&args, &context),
         Command::Presets(args) => presets::run(&args),

@@ -62,10 +62,13 @@ fn bad_pairs_are_named_and_stop_above_the_limit() {
         assert_eq!(output.status.code(), Some(2));
         String::from_utf8(output.stderr).unwrap()
     };
-    let said = refused(&["pairs", "convert", "pairs.jsonl", "out.parquet"]);
+    let said = refused(&["pairs", "relabel", "pairs.jsonl", "out.parquet", "--judge", "colourfulness"]);
     assert!(said.contains("1 of 3 rows are bad") && said.contains("a1.png"), "{said}");
     assert!(!room.path("out.parquet").exists());
-    done(&room, &["pairs", "convert", "pairs.jsonl", "out.parquet", "--bad-rows-limit", "0.5"]);
+    let lenient =
+        ["pairs", "relabel", "pairs.jsonl", "out.jsonl", "--judge", "colourfulness", "--bad-rows-limit", "0.5"];
+    done(&room, &lenient);
+    assert_eq!(std::fs::read_to_string(room.path("out.jsonl")).unwrap().lines().count(), 2);
     std::fs::remove_file(room.path("a2.png")).unwrap();
     let said = refused(&[
         "train",
