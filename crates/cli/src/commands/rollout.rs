@@ -24,7 +24,7 @@ Examples:
   seedpo rollout --preset spo-emoji --num-train-epochs 4 --store rollouts
   seedpo train   --preset spo-emoji --prompts [] --pairs-file rollouts --name offline
   seedpo rollout --preset d3po-emoji --num-train-epochs 8 --images pairs
-  seedpo train   --method diffusion-dpo --pairs-file pairs --max-train-steps 100
+  seedpo train   --preset diffusion-dpo-emoji --pairs-file pairs
 
 Ctrl-C stops after the current iteration; the same command goes on with a store. A run on a store needs the settings that
 the samples were drawn with (method or pairs, steps, eta, guidance, resolution, noise schedule); it may have any seed, beta

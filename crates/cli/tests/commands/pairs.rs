@@ -84,3 +84,34 @@ fn bad_pairs_are_named_and_stop_above_the_limit() {
     assert!(said.contains("pairs_file") && said.contains("line 3") && said.contains("a2.png"), "{said}");
     assert!(!room.path("runs").exists());
 }
+
+/// One command makes a store or pairs of pictures, and one trains on them.
+#[test]
+fn rollouts_are_stored_and_trained_on() {
+    let room = Room::new();
+    let sampling = ["--model", "model", "--device", "cpu", "--judge", "colourfulness", "--steps", "3"];
+    let run =
+        |first: &[&str], rest: &[&str]| done(&room, &[first, &sampling[..], &["--guidance-scale", "2"], rest].concat());
+    run(&["rollout", "--method", "d3po", "--store", "store"], &["--prompt", "a", "--prompt", "b"]);
+    assert!(room.path("store/store.json").is_file() && !room.path("runs").exists());
+    let short = ["--max-train-steps", "1", "--validation-steps", "0", "--train-batch-size", "1"];
+    run(&["train", "--method", "d3po", "--pairs-file", "store", "--name", "offline"], &short);
+    assert!(room.path("runs/offline/pytorch_lora_weights.safetensors").is_file());
+    run(&["rollout", "--method", "d3po", "--images", "drawn"], &["--prompt", "a", "--num-train-epochs", "2"]);
+    let shown = done(&room, &["pairs", "inspect", "drawn", "--decode"]);
+    assert!(shown.contains("pairs     2") && shown.contains(&format!("{SIDE}x{SIDE} (2)")), "{shown}");
+    run(&["train", "--method", "sft", "--pairs-file", "drawn", "--name", "sft"], &short);
+    // A dataset where a store is needed, and the reverse.
+    let refused = |method: &str, file: &str| {
+        let output = room
+            .seedpo(&["train", "--model", "model", "--method", method, "--pairs-file", file, "--max-train-steps", "1"])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let said = refused("d3po", "drawn");
+    assert!(said.contains("seedpo rollout") && said.contains("store.json"), "{said}");
+    let said = refused("diffusion-dpo", "store");
+    assert!(said.contains("expected a list of pairs") && said.contains("store.json"), "{said}");
+}

@@ -18,7 +18,7 @@ Examples:
   seedpo pairs inspect pickapic/data                                pairs, ties, bad rows, prompts, resolutions
   seedpo pairs inspect pairs.jsonl --decode                         every picture is decoded, too
   seedpo pairs convert pickapic/data dreamlike.parquet --pairs-generator dream
-  seedpo pairs relabel pairs.jsonl judged.jsonl --judge colourfulness,jpeg-compressibility
+  seedpo pairs relabel pairs.jsonl judged.jsonl --judge pickscore,aesthetic
 
 Read are JSON lines and lists, Pick-a-Pic parquet, HPDv2, D3PO's human labels, win/lose folders and imagefolders; which
 one it is is told from the content (docs/data.md).";

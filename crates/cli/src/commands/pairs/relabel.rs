@@ -6,12 +6,13 @@ use anyhow::{Context as _, Result};
 use image::RgbImage;
 use seedpo_align::objective::Preference;
 use seedpo_data::{BadRow, JudgedPair, Pair, Pairs};
-use seedpo_judge::Judge;
+use seedpo_judge::{Judge, JudgeSpec};
 use seedpo_tensor::Tensor;
 use serde_json::{Map, json};
 
 use super::Source;
 use super::convert::Sink;
+use crate::commands::score;
 use crate::context::Context;
 use crate::failure::Outcome;
 use crate::interrupt;
@@ -24,17 +25,17 @@ pub struct Args {
     /// What to write: a name that ends in .jsonl (scores are noted there) or .parquet and is free.
     target: PathBuf,
 
-    /// The judge; of several, separated by commas, all must agree: a picture wins only if it is at least as good in all
-    /// and better in one, and other pairs are dropped as ties.
-    #[arg(long, value_delimiter = ',', required = true, value_name = "NAMES")]
-    judge: Vec<String>,
+    /// The judge, as `seedpo score` takes it; of several, separated by commas, all must agree: a picture wins only if it is
+    /// at least as good in all and better in one, and other pairs are dropped as ties.
+    #[arg(long, value_name = "NAMES")]
+    judge: String,
 }
 
 /// Runs `seedpo pairs relabel`.
 pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
-    let named = |name: &String| seedpo_judge::by_name(name).context("--judge");
-    let judges = args.judge.iter().map(named).collect::<Result<Vec<_>>>()?;
+    let specs = JudgeSpec::list(&args.judge).context("--judge")?;
     let pairs = args.source.open(context)?;
+    let judges = score::load(&specs, context)?;
     let mut sink = Sink::create(&args.target, &pairs, args.source.bad_rows_limit)?;
     let mut progress = context.progress("judging", pairs.len(), "pairs");
     let (mut ties, mut turned) = (0, 0);
@@ -69,17 +70,28 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
 
 /// The judges' scores of winner and loser; a pair with a picture that cannot be had is a bad row.
 fn scores(pairs: &Pairs, pair: &Pair, judges: &[Box<dyn Judge>]) -> Result<Result<[Vec<f64>; 2], BadRow>> {
-    let of = |picture: RgbImage| -> Result<Vec<f64>> {
-        let shape = [1, i64::from(picture.height()), i64::from(picture.width()), 3];
-        let pixels = Tensor::from_slice(picture.as_raw()).reshape(shape);
-        let score = |judge: &Box<dyn Judge>| Ok(judge.score(&pixels, &[pair.prompt])?[0]);
-        judges.iter().map(score).collect()
-    };
     let loser = pair.loser.unwrap_or(pair.winner);
-    Ok(match (pairs.picture(pair.winner), pairs.picture(loser)) {
-        (Err(bad), _) | (_, Err(bad)) => Err(bad),
-        (Ok(winner), Ok(loser)) => Ok([of(winner)?, of(loser)?]),
-    })
+    let [winner, loser] = match (pairs.picture(pair.winner), pairs.picture(loser)) {
+        (Err(bad), _) | (_, Err(bad)) => return Ok(Err(bad)),
+        (Ok(winner), Ok(loser)) => [pixels(&winner), pixels(&loser)],
+    };
+    let mut both = [Vec::new(), Vec::new()];
+    for judge in judges {
+        // In one call where that can be: some judges compare pictures of a prompt with each other.
+        let scores = if winner.size() == loser.size() {
+            judge.score(&Tensor::cat(&[&winner, &loser], 0), &[pair.prompt; 2])?
+        } else {
+            [judge.score(&winner, &[pair.prompt])?, judge.score(&loser, &[pair.prompt])?].concat()
+        };
+        both.iter_mut().zip(scores).for_each(|(side, score)| side.push(score));
+    }
+    Ok(Ok(both))
+}
+
+/// A picture as judges take it, u8 `[1, H, W, 3]`.
+fn pixels(picture: &RgbImage) -> Tensor {
+    let shape = [1, i64::from(picture.height()), i64::from(picture.width()), 3];
+    Tensor::from_slice(picture.as_raw()).reshape(shape)
 }
 
 fn judged<'a>(
