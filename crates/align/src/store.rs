@@ -47,8 +47,8 @@ pub struct StoreOrigin {
     pub seed: u64,
     /// Prompts per iteration, which is per file.
     pub prompts_per_iteration: u64,
-    /// For steps: candidates, first branching step, threshold times judge scale.
-    pub branching: Option<[f64; 3]>,
+    /// For steps: candidates, the first step with some, the threshold and the judge's scale, in words.
+    pub branching: Option<String>,
 }
 
 /// A file of the store.
@@ -116,7 +116,10 @@ impl StoreSettings {
         compare("steps", self.timesteps.len().to_string(), run.timesteps.len().to_string());
         compare("eta", self.eta.to_string(), run.eta.to_string());
         compare("guidance_scale", self.guidance_scale.to_string(), run.guidance_scale.to_string());
-        if found.is_empty() && (&self.timesteps, &self.alphas_cumprod) != (&run.timesteps, &run.alphas_cumprod) {
+        // Numbers in JSON are read back to the last but one digit.
+        let mut alphas = self.alphas_cumprod.iter().zip(&run.alphas_cumprod);
+        let same_noise = alphas.all(|(a, b)| (a - b).abs() < 1e-12);
+        if found.is_empty() && !(self.timesteps == run.timesteps && same_noise) {
             found.push("the noise schedule: other timesteps or other noise at them".into());
         }
         found
@@ -158,13 +161,16 @@ impl Store {
             Index { version: VERSION, settings, origin, planned, prompts: prompts.to_vec(), shards: Vec::new() };
         if Self::is_one(folder) {
             let known = Self::open(folder)?;
-            let begun = Index { shards: Vec::new(), ..known.index.clone() };
-            if begun == index {
-                return Ok(known);
-            }
+            let begun = &known.index;
             let mut differing = begun.settings.differences(&index.settings);
             if (&begun.origin, &begun.prompts, begun.planned) != (&index.origin, &index.prompts, index.planned) {
-                differing.push("model, judge, seed, prompts, their number per iteration, or the length".into());
+                differing
+                    .push("model, judge, seed, candidates, prompts, their number per iteration, or the length".into());
+            }
+            if differing.is_empty() {
+                // Its numbers as they were before they were text.
+                let index = Index { shards: known.index.shards, ..index };
+                return Ok(Self { folder: folder.into(), index });
             }
             let reason = format!("begun with other settings; name another folder\n  {}", differing.join("\n  "));
             return Err(Error::Run { path: folder.into(), reason });

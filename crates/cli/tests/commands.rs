@@ -76,7 +76,7 @@ fn help_teaches() {
         assert!(train.contains(&flag), "{flag} in `seedpo train --help`");
     }
     for needle in
-        ["--pretrained-model-name-or-path", "--beta-dpo", "--resume-from-checkpoint", "[default: 6e-5]", "see-spo-sd15"]
+        ["--pretrained-model-name-or-path", "--beta-dpo", "--resume-from-checkpoint", "6e-5 for spo", "see-spo-sd15"]
     {
         assert!(train.contains(needle), "{needle} in\n{train}");
     }

@@ -155,14 +155,17 @@ impl Trainer<'_> {
     fn store_origin(&self) -> StoreOrigin {
         let config = &self.parts.config;
         let steps = self.method.pairs == PairsFrom::Steps;
-        let branching =
-            [config.candidates as f64, config.divert_start_step as f64, config.threshold / config.judge_scale];
+        let branching = || {
+            let (candidates, first) = (config.candidates, config.divert_start_step);
+            let (threshold, scale) = (config.threshold, config.judge_scale);
+            format!("{candidates} candidates from step {first}, threshold {threshold}, judge_scale {scale}")
+        };
         StoreOrigin {
             model: config.model.clone(),
             judge: self.parts.judge.name().to_owned(),
             seed: config.seed,
             prompts_per_iteration: config.prompts_per_iteration,
-            branching: steps.then_some(branching),
+            branching: steps.then(branching),
         }
     }
 }
