@@ -36,3 +36,10 @@ fn locate(info: &'static JudgeInfo, location: Option<&str>, context: &Context) -
     };
     paths.map_err(|error| format!("{error:#}").into())
 }
+
+/// A note on each judge within an ensemble.
+pub fn note_statistics(judge: &dyn Judge, context: &Context) {
+    for statistics in judge.statistics() {
+        context.note(&format!("  {statistics}"));
+    }
+}

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, error::Error as ClapError, value_parser};
-use seedpo_align::config::{KeyInfo, KeyKind, PRESETS, Preset, TrainConfig, default_of, keys, layer, parse_value};
+use seedpo_align::config::{
+    KeyInfo, KeyKind, PRESETS, Preset, TrainConfig, default_of, flatten_judges, keys, layer, parse_value,
+};
 use seedpo_tensor::read_text;
 use toml::{Table, Value};
 
@@ -97,10 +99,11 @@ impl Settings {
 fn read_config(path: &Path) -> Result<Table> {
     let text = read_text(path).context("--config")?;
     let origin = path.display().to_string();
-    let table: Table = match text.parse() {
+    let mut table: Table = match text.parse() {
         Ok(table) => table,
         Err(error) => bail!("{origin}: not valid TOML\n{}", toml::de::Error::to_string(&error).trim_end()),
     };
+    flatten_judges(&mut table, &origin)?;
     TrainConfig::check_keys(&table, &origin).map_err(|error| {
         let line = unknown_key(&error.to_string()).and_then(|key| line_of(&text, key));
         match line {

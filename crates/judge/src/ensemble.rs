@@ -1,6 +1,7 @@
 //! Several judges as one.
 
 use std::cell::RefCell;
+use std::fmt;
 
 use tch::Tensor;
 
@@ -92,6 +93,14 @@ struct Sums {
     range: Option<(f64, f64)>,
 }
 
+impl fmt::Display for Statistics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (low, high) = self.range;
+        let Self { judge, count, mean, std, .. } = self;
+        write!(f, "{judge}: mean {mean:.4}, deviation {std:.4}, {low:.4} to {high:.4}, over {count} pictures")
+    }
+}
+
 impl Ensemble {
     /// Of at least one member.
     pub fn new(rule: Rule, members: Vec<Member>) -> Self {
@@ -99,22 +108,6 @@ impl Ensemble {
         let name = format!("{}({})", rule.name(), names.join(", "));
         let seen = RefCell::new(vec![Sums::default(); members.len()]);
         Self { rule, members, name, seen }
-    }
-
-    /// What each member has given so far.
-    pub fn statistics(&self) -> Vec<Statistics> {
-        let row = |(member, sums): (&Member, &Sums)| {
-            let count = sums.count.max(1) as f64;
-            let mean = sums.sum / count;
-            Statistics {
-                judge: member.judge.name().to_owned(),
-                count: sums.count,
-                mean,
-                std: (sums.squares / count - mean * mean).max(0.0).sqrt(),
-                range: sums.range.unwrap_or_default(),
-            }
-        };
-        self.members.iter().zip(self.seen.borrow().iter()).map(row).collect()
     }
 
     fn combine(&self, prompts: &[&str], score: impl Fn(&dyn Judge) -> Result<Vec<f64>>) -> Result<Vec<f64>> {
@@ -188,10 +181,25 @@ impl Judge for Ensemble {
     fn judge_step(&self, images: &Tensor, timestep: i64, prompts: &[&str]) -> Result<Vec<f64>> {
         self.combine(prompts, |judge| judge.score_step(images, timestep, prompts))
     }
+
+    fn statistics(&self) -> Vec<Statistics> {
+        let row = |(member, sums): (&Member, &Sums)| {
+            let count = sums.count.max(1) as f64;
+            let mean = sums.sum / count;
+            Statistics {
+                judge: member.judge.name().to_owned(),
+                count: sums.count,
+                mean,
+                std: (sums.squares / count - mean * mean).max(0.0).sqrt(),
+                range: sums.range.unwrap_or_default(),
+            }
+        };
+        self.members.iter().zip(self.seen.borrow().iter()).map(row).collect()
+    }
 }
 
-impl std::fmt::Debug for Ensemble {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Ensemble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)
     }
 }

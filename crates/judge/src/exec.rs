@@ -150,18 +150,17 @@ impl Process {
             return Err(Fault { reason: "it was told to end".into(), again: true });
         };
         let late = Fault { reason: format!("no answer within {} s", timeout.as_secs_f64()), again: true };
-        // A process that does not read would block the write for ever; it is killed below, which ends the write.
-        let text = format!("{job}\n");
-        let write = std::thread::spawn(move || {
-            let written = input.write_all(text.as_bytes()).and_then(|()| input.flush());
-            written.map(|()| input)
+        // A process that does not read blocks the write, perhaps for as long as a child of its own lives: the thread is
+        // not waited for.
+        let (text, (sender, written)) = (format!("{job}\n"), channel());
+        std::thread::spawn(move || {
+            if input.write_all(text.as_bytes()).and_then(|()| input.flush()).is_ok() {
+                let _ = sender.send(input);
+            }
         });
         let line = self.lines.recv_timeout(timeout);
-        if line.is_err() {
-            let _ = self.child.kill();
-        }
-        if let Ok(Ok(input)) = write.join() {
-            self.input = Some(input);
+        if line.is_ok() {
+            self.input = written.recv_timeout(FAREWELL).ok();
         }
         match line {
             Ok(line) => Ok(line),

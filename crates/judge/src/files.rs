@@ -80,6 +80,11 @@ impl Found {
         if found.files.is_empty() { Err(missing(judge, &found.place(), "no weight file")) } else { Ok(found) }
     }
 
+    /// Each file and what it is.
+    pub fn contents(&self) -> impl Iterator<Item = &(WeightFile, Content)> {
+        self.files.iter()
+    }
+
     /// The file whose content `wanted` holds for; of several, that with the published name, then safetensors.
     ///
     /// Errors: there is none, or several of equal standing; what was found is listed.

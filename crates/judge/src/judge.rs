@@ -1,7 +1,7 @@
 //! The trait every judge implements.
 
 use crate::images::check_finite;
-use crate::{Error, ImageBatch, Result, to_u8};
+use crate::{Error, ImageBatch, Result, Statistics, to_u8};
 use tch::Tensor;
 
 /// Scores images for prompts; higher is always better.
@@ -26,6 +26,11 @@ pub trait Judge: Send {
     /// Errors: [`Error::NonFiniteImage`], and the judge's own.
     fn judge_step(&self, images: &Tensor, _timestep: i64, prompts: &[&str]) -> Result<Vec<f64>> {
         self.judge(&ImageBatch::from_tensor(&to_u8(images)?)?, prompts)
+    }
+
+    /// What the judges within have given so far; empty for a judge that is one.
+    fn statistics(&self) -> Vec<Statistics> {
+        Vec::new()
     }
 
     /// Scores a batch: `images` u8 `[B, H, W, 3]` RGB on any device, `prompts` of length B -> B finite scores.

@@ -43,7 +43,7 @@ pub use image_reward::ImageReward;
 pub use images::{ImageBatch, to_u8};
 pub use jpeg::{JpegSize, jpeg_bytes};
 pub use judge::Judge;
-pub use load::{JudgeOptions, load};
+pub use load::{JudgeOptions, load, recognised};
 pub use preprocess::{CLIP_STATISTICS, Normalisation, Preparation, Window, padded, resize_bicubic, step_aware};
 pub use spec::{EXEC_TIMEOUT, JudgeSpec, Locate};
 pub use step::StepJudge;

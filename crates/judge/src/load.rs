@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use seedpo_model::clip::ClipLayout;
 use seedpo_model::{Activation, ClipConfig, ClipDialect, ClipModel, ClipTokenizer};
 use seedpo_tensor::{Device, Kind, WeightFile};
 
@@ -48,6 +49,30 @@ pub fn load(name: &str, paths: &[PathBuf], options: &JudgeOptions) -> Result<Box
     match info.name {
         "imagereward" => Ok(Box::new(crate::image_reward::load(info, &found, options)?)),
         _ => Ok(Box::new(clip_judge(info, &found, options)?)),
+    }
+}
+
+/// Which judge the weights at these paths are: by their tensors; a CLIP of OpenCLIP's is HPS (v2.1 where its name says so),
+/// one of transformers' is read as PickScore, or with the predictor's head beside it as that.
+///
+/// Errors: [`Error::Files`] where they are none.
+pub fn recognised(paths: &[PathBuf]) -> Result<&'static str> {
+    let found = Found::open(info("pickscore")?, paths)?;
+    let kinds: Vec<&Content> = found.contents().map(|(_, content)| content).collect();
+    let has = |wanted: &dyn Fn(&Content) -> bool| kinds.iter().any(|content| wanted(content));
+    let newer = found.contents().any(|(file, _)| file.path().to_string_lossy().contains("2.1"));
+    if has(&|c| matches!(c, Content::ImageReward(_))) {
+        Ok("imagereward")
+    } else if has(&|c| *c == Content::StepAwareClip) {
+        Ok("spm")
+    } else if has(&|c| *c == Content::AestheticHead) {
+        Ok("aesthetic")
+    } else if has(&|c| *c == Content::Clip(ClipLayout::OpenClip)) {
+        Ok(if newer { "hpsv2.1" } else { "hpsv2" })
+    } else if has(&|c| matches!(c, Content::Clip(_))) {
+        Ok("pickscore")
+    } else {
+        Err(found.unfit("the weights of a judge", "other tensors".into()))
     }
 }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::ensemble::{Ensemble, Member, Rule};
 use crate::exec::ExecJudge;
-use crate::load::{JudgeOptions, load};
-use crate::{Error, Judge, JudgeInfo, Result, info};
+use crate::load::{JudgeOptions, load, recognised};
+use crate::{Error, Judge, JudgeInfo, Result, info, names};
 
 /// A judge, or several as one, as users write it.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +20,11 @@ pub enum JudgeSpec {
         name: &'static str,
         /// Where its weights lie.
         location: Option<String>,
+    },
+    /// Weights on disk that say themselves which judge they are.
+    Path {
+        /// A folder or a file.
+        location: String,
     },
     /// An external process (docs/judges.md has the protocol).
     Exec {
@@ -58,6 +63,10 @@ impl JudgeSpec {
                 let paths = if none { Vec::new() } else { locate(info, location.as_deref()).map_err(fail)? };
                 load(name, &paths, options)
             }
+            Self::Path { location } => {
+                let paths = [PathBuf::from(location)];
+                load(recognised(&paths)?, &paths, options)
+            }
             Self::Exec { command } => Ok(Box::new(ExecJudge::new(command, EXEC_TIMEOUT)?)),
             Self::Ensemble { rule, members } => {
                 let member = |(weight, spec): &(f64, Self)| {
@@ -81,6 +90,7 @@ impl JudgeSpec {
     pub fn computes(&self) -> bool {
         match self {
             Self::Named { name, .. } => info(name).is_ok_and(|info| !info.weights.is_empty()),
+            Self::Path { .. } => true,
             Self::Exec { .. } => false,
             Self::Ensemble { members, .. } => members.iter().any(|(_, member)| member.computes()),
         }
@@ -90,7 +100,7 @@ impl JudgeSpec {
     pub fn unit(&self) -> &'static str {
         match self {
             Self::Named { name, .. } => info(name).map_or("", |info| info.unit),
-            Self::Exec { .. } => "score",
+            Self::Path { .. } | Self::Exec { .. } => "score",
             Self::Ensemble { rule, .. } => rule.unit(),
         }
     }
@@ -129,6 +139,23 @@ impl FromStr for JudgeSpec {
                 Ok(Self::Exec { command })
             };
         }
+        if let Some(location) = text.strip_prefix("path:") {
+            let location = location.trim().to_owned();
+            return if location.is_empty() {
+                refuse("expected a path after path:")
+            } else {
+                Ok(Self::Path { location })
+            };
+        }
+        if let Some(repo) = text.strip_prefix("hub:") {
+            let published = |info: &&JudgeInfo| info.weights.iter().any(|w| w.repo.eq_ignore_ascii_case(repo.trim()));
+            return match names().iter().find(published) {
+                Some(info) => Ok(Self::Named { name: info.name, location: None }),
+                None => {
+                    refuse("this repository is none of the published judges'; say which judge it is: NAME=user/repo")
+                }
+            };
+        }
         if let Some((rule, inside)) = text.strip_suffix(')').and_then(|rest| rest.split_once('(')) {
             let rule = Rule::from_name(rule.trim());
             let Some(rule) = rule else {
@@ -165,6 +192,7 @@ impl fmt::Display for JudgeSpec {
         match self {
             Self::Named { name, location: None } => f.write_str(name),
             Self::Named { name, location: Some(location) } => write!(f, "{name}={location}"),
+            Self::Path { location } => write!(f, "path:{location}"),
             Self::Exec { command } => write!(f, "exec:{command}"),
             Self::Ensemble { rule, members } => {
                 let item = |(weight, spec): &(f64, Self)| match weight {
@@ -187,6 +215,7 @@ mod tests {
             "pickscore",
             "hpsv2.1=weights/HPS_v2.1_compressed.pt",
             "exec:python scorer.py --fast",
+            "path:a/folder",
             "weighted(2*pickscore, 0.5*aesthetic=a/b)",
             "worst(pickscore, exec:./mine)",
         ] {
@@ -195,12 +224,15 @@ mod tests {
         let list = JudgeSpec::list("Pick_Score, majority(hpsv2,aesthetic,clipscore),colorfulness").unwrap();
         assert_eq!(list.iter().map(ToString::to_string).collect::<Vec<_>>()[0], "pickscore");
         assert_eq!((list.len(), list[2].unit()), (3, "M"));
+        assert_eq!("hub:xswu/HPSv2".parse::<JudgeSpec>().unwrap().to_string(), "hpsv2");
     }
 
     #[test]
     fn what_cannot_be_read_says_why() {
         for (text, part) in [
             ("exec: ", "command"),
+            ("path:", "path"),
+            ("hub:some/repo", "NAME=user/repo"),
             ("best(pickscore, hpsv2)", "weighted"),
             ("worst(pickscore)", "two"),
             ("pickscore=", "folder"),

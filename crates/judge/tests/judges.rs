@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 
 use common::{fixture, picture, weight};
-use seedpo_judge::{Judge, JudgeOptions, load};
+use seedpo_judge::{Judge, JudgeOptions, load, recognised};
 use seedpo_tensor::{read_text, write_weights};
 use serde_json::Value;
 use tch::{Kind, Tensor};
@@ -95,7 +95,12 @@ fn scores_equal_the_reference_implementations() {
     let cases = cases();
     assert_eq!(cases.len(), 8);
     for case in &cases {
-        let judge = built(case, &JudgeOptions::default());
+        let folder = tempfile::tempdir().unwrap();
+        write(case, folder.path());
+        let judge = load(&case.judge, &[folder.path().to_path_buf()], &JudgeOptions::default()).unwrap();
+        // Its tensors tell which it is, but for transformers' plain CLIPs and HPS's two ways to resize.
+        let recognised = recognised(&[folder.path().to_path_buf()]).unwrap();
+        assert!(case.judge.starts_with(recognised) || case.judge == "clipscore", "{recognised}: {}", case.judge);
         let found = scores(case, judge.as_ref());
         let error = relative_error(&found, &case.scores);
         assert!(error < 1e-4, "{}: {error:e}\n found {found:?}\n expected {:?}", case.judge, case.scores);

@@ -191,6 +191,21 @@ fn nesting_and_sharing_cost_neither_stack_nor_time() {
 }
 
 #[test]
+fn claimed_lengths_beyond_the_file_cost_no_memory() {
+    // Texts, bytes, long integers and a frame that say they are 4 GB, 8 EB or all of memory.
+    for (code, width) in [(b'X', 4), (b'T', 4), (b'B', 4), (0x8b, 4), (0x8d, 8), (0x8e, 8), (0x96, 8)] {
+        for claim in [u64::from(u32::MAX) - 1, u64::from(i32::MAX as u32), i64::MAX as u64, u64::MAX] {
+            let pickle = [b"\x80\x04".as_slice(), &[code], &claim.to_le_bytes()[..width], b"abc."].concat();
+            for bytes in [legacy(&pickle), archive(&[("data.pkl", &pickle)])] {
+                message(&bytes);
+            }
+        }
+    }
+    let memo = [b"\x80\x02}r".as_slice(), &u32::MAX.to_le_bytes(), b"."].concat();
+    message(&legacy(&memo));
+}
+
+#[test]
 fn every_truncation_is_refused() {
     for name in ["zip.pt", "legacy.pt"] {
         let whole = fs::read(fixture(name)).unwrap();

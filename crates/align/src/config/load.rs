@@ -46,7 +46,9 @@ impl TrainConfig {
     ///
     /// Errors: [`Error::Config`] with line and column; unknown keys name the nearest known one.
     pub fn from_toml(text: &str, origin: &str) -> Result<Self> {
-        Self::from_table(text.parse::<Table>().map_err(|e| config_error(origin, &e))?, origin)
+        let mut table = text.parse::<Table>().map_err(|e| config_error(origin, &e))?;
+        super::flatten_judges(&mut table, origin)?;
+        Self::from_table(table, origin)
     }
 
     /// A table that passed [`TrainConfig::check_keys`] (layers already merged) as settings. Not yet validated.

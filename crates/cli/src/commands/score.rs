@@ -91,6 +91,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
         rows.extend(score_batch(&judges, batch)?);
     }
     progress.finish();
+    judges.iter().for_each(|judge| judges::note_statistics(judge.as_ref(), context));
     if let Some(path) = &args.jsonl {
         write_atomic(path, jsonl(&judges, &rows).as_bytes()).context("--jsonl")?;
     }
@@ -112,8 +113,7 @@ fn prompts_for(files: &[PathBuf], given: Option<&Path>) -> Result<Vec<String>> {
     Ok(list)
 }
 
-/// The judges of a list, in the dtype and on the device of the global flags.
-pub fn load(specs: &[JudgeSpec], context: &Context) -> Result<Vec<Box<dyn Judge>>> {
+fn load(specs: &[JudgeSpec], context: &Context) -> Result<Vec<Box<dyn Judge>>> {
     let kind = match context.flag("dtype") {
         None | Some("f32" | "auto") => Kind::Float,
         Some("bf16") => Kind::BFloat16,
