@@ -140,6 +140,9 @@ pub enum Error {
     /// Sampling failed.
     #[error(transparent)]
     Rollout(#[from] seedpo_rollout::Error),
+    /// A dataset of pairs cannot be used.
+    #[error(transparent)]
+    Data(#[from] seedpo_data::Error),
     /// Judging failed.
     #[error(transparent)]
     Judge(#[from] seedpo_judge::Error),

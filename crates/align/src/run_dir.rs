@@ -44,7 +44,7 @@ const MODEL_FILES: &[&str] = &[
     "scheduler/scheduler_config.json",
 ];
 
-/// Hashes the model's files that exist, and the prompt file.
+/// Hashes the model's files that exist, the prompt file and the dataset ([`seedpo_data::fingerprint`]).
 pub fn hash_inputs(config: &TrainConfig) -> Result<InputHashes> {
     let model = Path::new(&config.model);
     let variant = Some(config.variant.as_str()).filter(|name| !name.is_empty());
@@ -58,10 +58,11 @@ pub fn hash_inputs(config: &TrainConfig) -> Result<InputHashes> {
     for (name, path) in files.into_iter().filter(|(_, path)| path.is_file()) {
         hashes.insert(name, files::sha256_file(&path)?);
     }
-    for (key, file) in [("prompts_file", &config.prompts_file), ("pairs_file", &config.pairs_file)] {
-        if !file.is_empty() {
-            hashes.insert(key.into(), files::sha256_file(Path::new(file))?);
-        }
+    if !config.prompts_file.is_empty() {
+        hashes.insert("prompts_file".into(), files::sha256_file(Path::new(&config.prompts_file))?);
+    }
+    if !config.pairs_file.is_empty() {
+        hashes.insert("pairs_file".into(), seedpo_data::fingerprint(Path::new(&config.pairs_file))?);
     }
     Ok(hashes)
 }
@@ -263,7 +264,15 @@ fn latest_run(output_dir: &Path, name: &str) -> Result<PathBuf> {
 }
 
 /// Keys whose change does not change what is computed.
-const FREE_KEYS: &[&str] = &["resume", "output_dir", "name", "checkpoints_total_limit", "checkpoint_metric"];
+const FREE_KEYS: &[&str] = &[
+    "resume",
+    "output_dir",
+    "name",
+    "checkpoints_total_limit",
+    "checkpoint_metric",
+    "dataloader_num_workers",
+    "bad_rows_limit",
+];
 /// Keys whose `auto` a run resolves when it begins.
 const CHOSEN_KEYS: &[&str] = &["dtype", "vae_dtype"];
 /// Keys that name inputs whose content is compared by hash instead.

@@ -9,17 +9,23 @@ mod common;
 mod guard;
 #[path = "trainer/optimizing.rs"]
 mod optimizing;
+#[path = "trainer/replay.rs"]
+mod replay;
+#[path = "trainer/streaming.rs"]
+mod streaming;
 
 use seedpo_align::metrics::UpdateMetrics;
 use seedpo_align::{
-    Checkpoint, Error, Finished, Likelihood, METHODS, Method, Observer, ObserverError, Parts, Phase, Preview, Record,
-    RunDir, Silent, TrainConfig, Trainer, read_image_pairs,
+    Checkpoint, Error, Finished, Likelihood, METHODS, Method, Observer, ObserverError, PairsFrom, Parts, Phase,
+    Preview, Record, RunDir, Silent, TrainConfig, Trainer,
 };
+use seedpo_data::{Options, Pairs};
 use seedpo_judge::{Colourfulness, ImageBatch, Judge};
 use seedpo_model::{DiffusionModel, LoadOptions};
 use seedpo_tensor::{Device, Kind};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -78,6 +84,12 @@ fn start<'a>(model: &'a DiffusionModel, config: &TrainConfig, judge: &'a dyn Jud
     open(model, config, judge, run, None)
 }
 
+fn dataset(config: &TrainConfig) -> Option<Arc<Pairs>> {
+    let winners_only = config.resolved_method().unwrap().pairs != PairsFrom::Images;
+    let options = Options { winners_only, ..Options::default() };
+    Some(Arc::new(Pairs::open(Path::new(&config.pairs_file), &options).unwrap()))
+}
+
 fn open<'a>(
     model: &'a DiffusionModel,
     config: &TrainConfig,
@@ -85,13 +97,13 @@ fn open<'a>(
     run: RunDir,
     checkpoint: Option<Checkpoint>,
 ) -> Trainer<'a> {
-    let (mut prompts, mut image_pairs) = (config.prompts.clone(), Vec::new());
+    let (mut prompts, mut image_pairs) = (config.prompts.clone(), None);
     if !config.pairs_file.is_empty() {
-        image_pairs = read_image_pairs(Path::new(&config.pairs_file)).unwrap();
-        prompts = image_pairs.iter().map(|pair| pair.prompt.clone()).collect();
+        image_pairs = dataset(config);
+        prompts = image_pairs.iter().flat_map(|pairs| pairs.prompts()).map(str::to_owned).collect();
     }
     Trainer::new(
-        Parts { config: config.clone(), prompts, image_pairs, model, judge, heldout: Some(judge), run },
+        Parts { config: config.clone(), prompts, image_pairs, store: None, model, judge, heldout: Some(judge), run },
         checkpoint,
     )
     .unwrap()

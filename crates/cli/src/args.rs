@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{adapter, doctor, judge, presets, pretrain, probe, report, sample, score, train};
+use crate::commands::{adapter, doctor, judge, pairs, presets, pretrain, probe, report, rollout, sample, score, train};
 
 const EXAMPLES: &str = "\
 Start here:
@@ -38,6 +38,10 @@ pub enum Command {
     Train(Box<train::Args>),
     /// Draw pictures for prompts, with or without an adapter.
     Sample(sample::Args),
+    /// Sample pairs with the initial policy, judge them and store them, to train on them later.
+    Rollout(Box<rollout::Args>),
+    /// Look into datasets of preference pairs, convert them, let judges label them.
+    Pairs(pairs::Args),
     /// List the presets of `train`, or explain one.
     Presets(presets::Args),
     /// Train the built-in model from the emoji, or measure it.

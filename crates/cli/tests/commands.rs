@@ -9,6 +9,8 @@ mod dtypes;
 mod judging;
 #[path = "commands/memory.rs"]
 mod memory;
+#[path = "commands/pairs.rs"]
+mod pairs;
 #[path = "commands/probing.rs"]
 mod probing;
 #[path = "commands/sdxl.rs"]
@@ -76,7 +78,7 @@ fn help_teaches() {
         assert!(train.contains(&flag), "{flag} in `seedpo train --help`");
     }
     for needle in
-        ["--pretrained-model-name-or-path", "--beta-dpo", "--resume-from-checkpoint", "[default: 6e-5]", "see-spo-sd15"]
+        ["--pretrained-model-name-or-path", "--beta-dpo", "--resume-from-checkpoint", "6e-5 for spo", "see-spo-sd15"]
     {
         assert!(train.contains(needle), "{needle} in\n{train}");
     }

@@ -52,7 +52,8 @@ impl Error {
         Self::Format { path: path.into(), reason: reason.into() }
     }
 
-    pub(crate) fn too_many_bad(path: &Path, report: &Report, limit: f64) -> Self {
+    /// The error that lists a report's bad rows; `limit` is the share that was allowed.
+    pub fn too_many_bad(path: &Path, report: &Report, limit: f64) -> Self {
         Self::TooManyBad {
             path: path.into(),
             bad: report.bad_rows(),

@@ -81,22 +81,20 @@ impl Prefetch {
         self.shared.changed.notify_all();
     }
 
-    /// The pictures of pair `index`: what was decoded ahead if it is the next that was asked for, else decoded here.
+    /// The pictures of pair `index`: what was decoded ahead if it was asked for, else decoded here. Pairs are best taken in
+    /// the order asked for: what is never taken keeps its room.
     pub fn take(&self, index: usize) -> Result<Fitted, BadRow> {
         let mut state = self.shared.lock();
-        let ticket = match state.begun.front() {
-            Some(&(ticket, next)) if next == index => ticket,
-            Some(_) => return self.here(state, index),
-            None if state.waiting.front() == Some(&index) => {
-                // No worker has come to it: it is as quick to do it here.
-                state.waiting.pop_front();
-                return self.here(state, index);
+        let Some(&(ticket, _)) = state.begun.iter().find(|(_, begun)| *begun == index) else {
+            // No worker has come to it: it is as quick to do it here.
+            if let Some(at) = state.waiting.iter().position(|waiting| *waiting == index) {
+                state.waiting.remove(at);
             }
-            None => return self.here(state, index),
+            return self.here(state, index);
         };
         loop {
             if let Some(done) = state.done.remove(&ticket) {
-                state.begun.pop_front();
+                state.begun.retain(|(begun, _)| *begun != ticket);
                 drop(state);
                 self.shared.changed.notify_all();
                 return done;

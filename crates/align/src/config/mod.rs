@@ -124,9 +124,19 @@ settings! {
          (docs/methods.md section 4.4).";
     prompts_file: String = String::new(), ".txt (one a line), .json (strings or objects with caption) or .jsonl",
         "File of training prompts; exactly one of prompts_file and prompts is given.";
-    pairs_file: String = String::new(), ".jsonl, a pair a line: prompt, winner, loser",
-        "diffusion-dpo: the preference pairs, pictures as paths relative to the file; their prompts are the run's. seppo, \
-         spin and sft read the winners only.";
+    pairs_file: String = String::new(), "a file or folder: JSON lines or lists, parquet, win/ and lose/, ... (docs/data.md)",
+        "diffusion-dpo: the dataset of preference pairs; its prompts are the run's. seppo, spin and sft read its winners only.";
+    pair_weighting: String = "none".into(), "none | per-prompt",
+        "per-prompt: every prompt of the dataset counts the same in the loss, however many pairs it has (docs/data.md).";
+    proportion_empty_prompts: f64 = 0.0, "0 to below 1",
+        "Share of a dataset's pairs that are trained without their prompt, drawn anew in every pass; 0.2 is common \
+         (docs/methods.md section 4.2).";
+    pairs_generator: String = String::new(), "part of a generator's name; empty = all",
+        "Only pairs whose both pictures this generator made, where the dataset says so (Pick-a-Pic's model_0, model_1).";
+    bad_rows_limit: f64 = 0.01, "0 to 1",
+        "Share of a dataset's rows that may be bad: those are counted, reported and passed over; above it the run stops.";
+    dataloader_num_workers: u64 = 2, "0 to 64; 0 = none",
+        "Threads that decode a dataset's pictures ahead; no effect on the result.";
     prompts: Vec<String> = Vec::new(), "at least one, unless prompts_file or pairs_file is given", "Training prompts, in line.";
     judge: String = "jpeg-compressibility".into(), "a judge's name or line (docs/judges.md)",
         "The judge whose preference is trained on (for spo it scores each step's predicted clean image).";

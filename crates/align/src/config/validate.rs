@@ -37,15 +37,12 @@ impl TrainConfig {
         require(file_name_only, "name", &self.name)?;
         if method.pairs.from_files() {
             require(!self.pairs_file.is_empty(), "pairs_file", &self.pairs_file)?;
-            let prompts = self.prompts.is_empty() && self.prompts_file.is_empty();
-            return require(prompts, "prompts", "prompts beside pairs_file, which has its own");
+            self.validate_dataset()?;
         }
-        require(
-            self.pairs_file.is_empty(),
-            "pairs_file",
-            format!("{}, which method {} does not read", self.pairs_file, method.name),
-        )?;
-        if self.prompts.is_empty() == self.prompts_file.is_empty() {
+        if !self.pairs_file.is_empty() {
+            let prompts = self.prompts.is_empty() && self.prompts_file.is_empty();
+            require(prompts, "prompts", "prompts beside pairs_file, which has its own")?;
+        } else if self.prompts.is_empty() == self.prompts_file.is_empty() {
             let found = if self.prompts.is_empty() { "neither" } else { "both" };
             return Err(Error::Setting {
                 key: "prompts".into(),
@@ -53,9 +50,24 @@ impl TrainConfig {
                 found: found.into(),
             });
         }
+        if method.pairs.from_files() {
+            return Ok(());
+        }
         require(!self.judge.is_empty(), "judge", &self.judge)?;
         require(["f32", "bf16"].contains(&self.judge_dtype.as_str()), "judge_dtype", &self.judge_dtype)?;
         require(self.judge_scale.is_finite() && self.judge_scale > 0.0, "judge_scale", self.judge_scale)
+    }
+
+    fn validate_dataset(&self) -> Result<()> {
+        require(
+            ["none", "per-prompt"].contains(&self.pair_weighting.as_str()),
+            "pair_weighting",
+            &self.pair_weighting,
+        )?;
+        let empty = self.proportion_empty_prompts;
+        require((0.0..1.0).contains(&empty), "proportion_empty_prompts", empty)?;
+        require((0.0..=1.0).contains(&self.bad_rows_limit), "bad_rows_limit", self.bad_rows_limit)?;
+        require(self.dataloader_num_workers <= 64, "dataloader_num_workers", self.dataloader_num_workers)
     }
 
     fn validate_rollout(&self, method: &Method) -> Result<()> {

@@ -1,59 +1,102 @@
-//! Pairs of image files, encoded once and noised anew in every pass (docs/methods.md section 4.2).
+//! Pairs of pictures of a dataset, encoded and noised anew in every pass (docs/methods.md section 4.2).
+//!
+//! Pictures are decoded ahead on other threads, in the order that the seed fixes; a small set's encodings are kept, a
+//! large one streams in constant memory (docs/data.md).
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
+use seedpo_data::{Fitted, Pairs as DataPairs, Prefetch};
 use seedpo_model::DiffusionModel;
 use seedpo_rollout::Cost;
 use seedpo_tensor::NoiseKey;
 use tch::{Kind, Tensor};
 
+use super::bad_pairs::BadPairs;
 use super::samples::{Pairs, Samples};
 use super::stream::Slot;
+use crate::config::TrainConfig;
 use crate::error::Result;
-use crate::image_pairs::{ImagePair, read_image};
 use crate::objective::{PairBatch, PairLatents};
 
-/// Above this many pairs the cache is emptied before it grows on (4,096 take 1 GB at 512 x 512).
+/// Sets up to this size are encoded once and kept (4,096 pairs take 1 GB at 512 x 512); larger ones stream.
 const CACHE_LIMIT: usize = 4096;
+/// What decoded pictures that wait may take, in bytes.
+const AHEAD_BYTES: usize = 256 << 20;
 
-/// Winner and loser of a pair (or the winner alone) as the autoencoder sees them: means and standard deviations of their
-/// latents.
+/// A pair as the autoencoder sees it: means and standard deviations of its latents.
 #[derive(Debug)]
 struct Encoded {
-    /// `[2, C, h, w]`, winner first; `[1, C, h, w]` for the winner alone.
+    /// `[2, C, h, w]`, winner first; `[1, C, h, w]` for a winner alone.
     mean: Tensor,
-    /// The same shape.
+    /// As `mean`.
     std: Tensor,
 }
 
-/// A cache of encoded pairs.
-#[derive(Debug, Default)]
+/// The pairs of a dataset on their way to latents.
+#[derive(Debug)]
 pub struct EncodedPairs {
+    pairs: Arc<DataPairs>,
+    ahead: Prefetch,
+    /// Pairs that were asked of `ahead` and not yet taken.
+    asked: HashSet<usize>,
+    /// The iteration up to which `ahead` was asked, exclusive.
+    pub asked_until: u64,
+    /// Encodings of a set that is small enough.
     cached: HashMap<usize, Encoded>,
+    weights: Option<Vec<f32>>,
+    bad: BadPairs,
+    /// Side of the pictures in pixels.
+    size: u32,
 }
 
 impl EncodedPairs {
+    /// `size`: side of the pictures in pixels; pairs whose pictures cannot be had are recorded in the folder `run`.
+    pub fn new(pairs: Arc<DataPairs>, config: &TrainConfig, size: i64, run: &Path) -> Result<Self> {
+        let size = u32::try_from(size).unwrap_or(u32::MAX);
+        let workers = config.dataloader_num_workers as usize;
+        Ok(Self {
+            ahead: Prefetch::new(Arc::clone(&pairs), size, workers, AHEAD_BYTES),
+            weights: (config.pair_weighting == "per-prompt").then(|| pairs.prompt_weights()),
+            bad: BadPairs::open(&pairs, run, config.bad_rows_limit)?,
+            pairs,
+            asked: HashSet::new(),
+            asked_until: 0,
+            cached: HashMap::new(),
+            size,
+        })
+    }
+
+    /// Has the pictures of these slots decoded ahead, unless they are known or known to be bad.
+    pub fn ask(&mut self, slots: &[Slot]) {
+        for slot in slots {
+            let known = self.cached.contains_key(&slot.prompt) || self.bad.contains(slot.prompt);
+            if !known && self.asked.insert(slot.prompt) {
+                self.ahead.ask([slot.prompt]);
+            }
+        }
+    }
+
     /// The pairs of `slots` (their `prompt` counts pairs), each with one t and one ε for both sides, keyed by pass and
-    /// pair. With `winners_only` losers are neither read nor encoded, and the latents are those of winners; a run asks
-    /// for the one or the other throughout. Errors: a picture that cannot be read.
+    /// pair; where the dataset was opened for winners alone, the latents are theirs. Pairs whose pictures cannot be had are left out and counted.
+    ///
+    /// Errors: more of those than `bad_rows_limit` allows; those of the autoencoder.
     pub fn samples(
         &mut self,
         model: &DiffusionModel,
-        pairs: &[ImagePair],
         slots: &[Slot],
         latent_shape: &[i64],
         seed: u64,
-        winners_only: bool,
     ) -> Result<Samples> {
         let started = Instant::now();
         let _frozen = tch::no_grad_guard();
-        let size = latent_shape[1] * model.vae.config().scale_factor();
-        let (mut sides, mut noise, mut timesteps) = ([Vec::new(), Vec::new()], Vec::new(), Vec::new());
-        for slot in slots {
+        let (mut sides, mut noise) = ([Vec::new(), Vec::new()], Vec::new());
+        let (mut timesteps, mut prompts, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+        for (row, slot) in slots.iter().enumerate() {
             let key = |purpose: &'static str| NoiseKey::new(seed, purpose).epoch(slot.pass).prompt(slot.prompt as u64);
-            let encoded = self.encoded(model, &pairs[slot.prompt], slot.prompt, size, winners_only)?;
+            let Some(encoded) = self.encoded(model, slot.prompt)? else { continue };
             let mut shape = vec![encoded.mean.size()[0]];
             shape.extend(latent_shape);
             let drawn = key("image-latents").normal(&shape).to_device(encoded.mean.device());
@@ -61,19 +104,23 @@ impl EncodedPairs {
             latents.unbind(0).into_iter().zip(&mut sides).for_each(|(side, all)| all.push(side));
             noise.push(key("image-noise").normal(latent_shape).to_device(latents.device()));
             timesteps.push(key("image-timestep").below(model.schedule.num_train_timesteps as usize) as i64);
+            weights.extend(self.weights.as_ref().map(|weights| weights[slot.prompt]));
+            prompts.push(row);
         }
-        let (winners, noise) = (Tensor::f_stack(&sides[0], 0)?, Tensor::f_stack(&noise, 0)?);
-        let latents = if winners_only {
-            PairLatents::winners(&model.schedule, &winners, noise, &timesteps)?
+        let pairs = if prompts.is_empty() {
+            Pairs::Steps(Vec::new())
         } else {
-            let losers = Tensor::f_stack(&sides[1], 0)?;
-            PairLatents::noised(&model.schedule, &winners, &losers, noise, &timesteps)?
+            let (winners, noise) = (Tensor::f_stack(&sides[0], 0)?, Tensor::f_stack(&noise, 0)?);
+            let latents = if sides[1].is_empty() {
+                PairLatents::winners(&model.schedule, &winners, noise, &timesteps)?
+            } else {
+                PairLatents::noised(&model.schedule, &winners, &Tensor::f_stack(&sides[1], 0)?, noise, &timesteps)?
+            };
+            let (decided, weights) = (vec![true; prompts.len()], self.weights.is_some().then_some(weights));
+            Pairs::Images(PairBatch { latents, timesteps, prompts, decided, weights })
         };
-        let rows = slots.len();
-        let batch =
-            PairBatch { latents, timesteps, prompts: (0..rows).collect(), decided: vec![true; rows], weights: None };
         Ok(Samples {
-            pairs: Pairs::Images(batch),
+            pairs,
             tied: 0,
             rewards: Vec::new(),
             cost: Cost::default(),
@@ -82,29 +129,43 @@ impl EncodedPairs {
         })
     }
 
-    fn encoded(
-        &mut self,
-        model: &DiffusionModel,
-        pair: &ImagePair,
-        index: usize,
-        size: i64,
-        winner_only: bool,
-    ) -> Result<&Encoded> {
-        if self.cached.len() >= CACHE_LIMIT && !self.cached.contains_key(&index) {
-            self.cached.clear();
+    /// A pair's encoding; `None` where a picture of it cannot be had.
+    fn encoded(&mut self, model: &DiffusionModel, index: usize) -> Result<Option<Encoded>> {
+        // What was asked for is taken, or it would keep its room.
+        let fitted = if self.asked.remove(&index) {
+            self.ahead.take(index)
+        } else if let Some(known) = self.cached.get(&index) {
+            return Ok(Some(known.shallow_clone()));
+        } else if self.bad.contains(index) {
+            return Ok(None);
+        } else {
+            Fitted::read(&self.pairs, index, self.size)
+        };
+        let fitted = match fitted {
+            Ok(fitted) => fitted,
+            Err(bad) => return self.bad.add(index, bad).map(|()| None),
+        };
+        let pictures: Vec<&Vec<u8>> = std::iter::once(&fitted.winner).chain(&fitted.loser).collect();
+        let pixels = pictures.iter().map(|bytes| self.pixels(bytes)).collect::<Result<Vec<_>>>()?;
+        let (mean, logvar) = model.vae.encode(&Tensor::f_cat(&pixels, 0)?)?;
+        let f32_here = |x: Tensor| x.to_kind(Kind::Float).to_device(model.device());
+        let encoded = Encoded { mean: f32_here(mean), std: f32_here((logvar * 0.5).exp()) };
+        if self.pairs.len() <= CACHE_LIMIT {
+            self.cached.insert(index, encoded.shallow_clone());
         }
-        Ok(match self.cached.entry(index) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(place) => {
-                let mut images = vec![read_image(&pair.winner, size)?];
-                if !winner_only {
-                    images.push(read_image(&pair.loser, size)?);
-                }
-                let images = Tensor::f_cat(&images, 0)?;
-                let (mean, logvar) = model.vae.encode(&images)?;
-                let f32_here = |x: Tensor| x.to_kind(Kind::Float).to_device(model.device());
-                place.insert(Encoded { mean: f32_here(mean), std: f32_here((logvar * 0.5).exp()) })
-            }
-        })
+        Ok(Some(encoded))
+    }
+
+    /// RGB bytes as the autoencoder takes them, f32 `[1, 3, size, size]` in [-1, 1].
+    fn pixels(&self, bytes: &[u8]) -> Result<Tensor> {
+        let side = i64::from(self.size);
+        let pixels = Tensor::from_slice(bytes).f_reshape([1, side, side, 3])?.permute([0, 3, 1, 2]);
+        Ok((pixels.to_kind(Kind::Float) / 127.5 - 1.0).contiguous())
+    }
+}
+
+impl Encoded {
+    fn shallow_clone(&self) -> Self {
+        Self { mean: self.mean.shallow_clone(), std: self.std.shallow_clone() }
     }
 }

@@ -16,18 +16,20 @@ impl Trainer<'_> {
         line("model", format!("{} ({:?} on {:?})", config.model, model.unet.kind(), model.device()));
         let pairs_from = match self.method.pairs {
             PairsFrom::Trajectories => "two trajectories per prompt".to_string(),
-            PairsFrom::Images => format!("{} of image files", self.parts.image_pairs.len()),
+            PairsFrom::Images => format!("{} of image files", self.items()),
             PairsFrom::WinnersAndSamples => {
-                format!("{} winners of image files against the reference's samples", self.parts.image_pairs.len())
+                format!("{} winners of image files against the reference's samples", self.items())
             }
             PairsFrom::Winners => {
-                format!("{} winners of image files, compared with nothing", self.parts.image_pairs.len())
+                format!("{} winners of image files, compared with nothing", self.items())
             }
             PairsFrom::Steps => {
                 format!("{} candidates a step from step {}", config.candidates, config.divert_start_step)
             }
         };
-        line("method", format!("{}: pairs from {pairs_from}", self.method.name));
+        let stored = self.parts.store.as_ref();
+        let stored = stored.map_or_else(String::new, |store| format!(", stored in {}", store.path().display()));
+        line("method", format!("{}: pairs from {pairs_from}{stored}", self.method.name));
         let reference = match self.method.reference {
             ReferencePolicy::None => "none: supervision".to_string(),
             ReferencePolicy::Initial => "the base".to_string(),
@@ -86,7 +88,7 @@ impl Trainer<'_> {
         let length = |n: u64, unit: &str| if n == 0 { String::new() } else { format!("{n} {unit}") };
         let lengths = [length(config.max_train_steps, "updates"), length(config.num_train_epochs, "epochs")];
         line("length", lengths.iter().filter(|s| !s.is_empty()).cloned().collect::<Vec<_>>().join(" or "));
-        line("images per epoch", (self.parts.prompts.len() * self.images_per_prompt()).to_string());
+        line("images per epoch", (self.items() * self.images_per_prompt()).to_string());
         line("seed", config.seed.to_string());
         let total = self.total_steps();
         let forecast = self.forecast(false)?;
@@ -127,7 +129,7 @@ impl Trainer<'_> {
     pub(super) fn total_steps(&self) -> Option<u64> {
         let config = &self.parts.config;
         let by_epochs = self.stream.iterations().filter(|_| self.method.pairs != PairsFrom::Steps);
-        let by_epochs = by_epochs.map(|n| n * config.prompts_per_iteration.div_ceil(config.pairs_per_update() as u64));
+        let by_epochs = by_epochs.map(|n| n * self.prompts_per_iteration().div_ceil(config.pairs_per_update() as u64));
         match config.max_train_steps {
             0 => by_epochs,
             max => Some(by_epochs.map_or(max, |n| n.min(max))),

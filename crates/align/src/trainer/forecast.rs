@@ -92,7 +92,7 @@ impl Trainer<'_> {
     fn plan(&self) -> Plan {
         let config = &self.parts.config;
         let [prompts, batch, steps, divert, candidates, images] = [
-            config.prompts_per_iteration,
+            self.prompts_per_iteration(),
             config.rollout_batch_size,
             config.steps,
             config.divert_start_step,
@@ -113,7 +113,10 @@ impl Trainer<'_> {
                 (if wide { at_once * candidates } else { at_once }, rows, branching * candidates, branching, 1)
             }
         };
+        // Stored pairs are neither sampled nor judged.
+        let (latents, rows, pictures) = if self.parts.store.is_some() { (0, 0, 0) } else { (latents, rows, pictures) };
         let judged = match self.method.pairs {
+            _ if self.parts.store.is_some() => 0,
             PairsFrom::Steps => at_once * candidates,
             PairsFrom::Trajectories => at_once,
             PairsFrom::Images | PairsFrom::WinnersAndSamples | PairsFrom::Winners => 0,

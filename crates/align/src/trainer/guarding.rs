@@ -32,7 +32,7 @@ impl Trainer<'_> {
     /// Prompts in the order that [`Trainer::data_seed`] gives.
     pub(super) fn prompt_stream(&self) -> PromptStream {
         let config = &self.parts.config;
-        let (prompts, batch) = (self.parts.prompts.len(), config.prompts_per_iteration);
+        let (prompts, batch) = (self.items(), self.items_per_iteration());
         PromptStream::new(self.data_seed(), prompts, batch, config.num_train_epochs)
     }
 
@@ -117,6 +117,8 @@ impl Trainer<'_> {
         (self.position, self.saved, self.rolled_back_to) = (state.position, state.saved, Some(step));
         self.previewed = previewed_step(&run, step)?;
         self.stream = self.prompt_stream();
+        // What was decoded ahead was for the other order.
+        self.encoded_pairs = None;
         if self.saved.is_some() {
             self.save_adapter()?;
         }

@@ -25,13 +25,13 @@ use tch::Tensor;
 
 /// What the updates of an iteration share.
 pub(super) struct Iteration<'t> {
-    index: u64,
+    pub(super) index: u64,
     /// What each row of the conditioning is for.
     pub(super) slots: Vec<Slot>,
-    texts: Vec<&'t str>,
+    pub(super) texts: Vec<&'t str>,
     pub(super) conditioning: Conditioning,
     /// The merged adapter that drew the samples; none where nothing was sampled.
-    merged: Option<Adapter>,
+    pub(super) merged: Option<Adapter>,
 }
 
 impl Trainer<'_> {
@@ -41,18 +41,39 @@ impl Trainer<'_> {
         if self.position.updates_done == 0 {
             self.rollout_adapter = self.adapter.detached();
         }
+        if let Some(store) = self.parts.store.clone() {
+            return self.replay(&store, index, observer, stop);
+        }
         let slots = self.stream.iteration(index);
-        let prompts = self.parts.prompts.clone();
-        let texts: Vec<&str> = slots.iter().map(|slot| prompts[slot.prompt].as_str()).collect();
+        let prompts = self.texts(&slots);
+        let texts: Vec<&str> = prompts.iter().map(String::as_str).collect();
         let conditioning = self.embeddings.conditioning(self.parts.model, &texts)?;
         if self.method.pairs.from_files() {
-            let (model, pairs, seed) = (self.parts.model, &self.parts.image_pairs, self.data_seed());
-            let winners_only = self.method.pairs != PairsFrom::Images;
-            let samples = self.encoded_pairs.samples(model, pairs, &slots, &self.latent_shape, seed, winners_only)?;
+            self.ask_ahead(index)?;
+            let samples = self.dataset_samples(&slots)?;
+            // Decoded while this iteration is trained on.
+            self.ask_ahead(index + 1)?;
             let this = Iteration { index, slots, texts, conditioning, merged: None };
             return self.updates(&this, &samples, observer, stop);
         }
         let merged = self.rollout_adapter.merge(&self.parts.model.unet)?;
+        let samples = self.draw(&slots, &texts, &conditioning, &merged, observer, stop)?;
+        let transition = self.method.likelihood == Likelihood::Transition;
+        let samples = if transition { samples } else { renoised(samples, &slots, self.parts.model, self.data_seed())? };
+        let this = Iteration { index, slots, texts, conditioning, merged: Some(merged) };
+        self.updates(&this, &samples, observer, stop)
+    }
+
+    /// Samples and judges the pairs of `slots` with a merged adapter.
+    pub(super) fn draw(
+        &self,
+        slots: &[Slot],
+        texts: &[&str],
+        conditioning: &Conditioning,
+        merged: &Adapter,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<Samples> {
         let context = RolloutContext {
             config: &self.parts.config,
             model: self.parts.model,
@@ -62,18 +83,16 @@ impl Trainer<'_> {
             seed: self.data_seed(),
             stop,
         };
-        // Where steps are trained on, rollout and training share one guidance; else pictures are drawn under their own.
-        let transition = self.method.likelihood == Likelihood::Transition;
-        let config = &self.parts.config;
-        let guidance = if transition { config.guidance_scale } else { config.sampling_guidance() };
-        let samples =
-            context.samples(self.method.pairs, &slots, &texts, &conditioning, (&merged, guidance), observer)?;
-        let samples = if transition { samples } else { renoised(samples, &slots, self.parts.model, self.data_seed())? };
-        let this = Iteration { index, slots, texts, conditioning, merged: Some(merged) };
-        self.updates(&this, &samples, observer, stop)
+        context.samples(self.method.pairs, slots, texts, conditioning, (merged, self.rollout_guidance()), observer)
     }
 
-    fn updates(
+    /// Where steps are trained on, rollout and training share one guidance; else pictures are drawn under their own.
+    pub(super) fn rollout_guidance(&self) -> f64 {
+        let (config, transition) = (&self.parts.config, self.method.likelihood == Likelihood::Transition);
+        if transition { config.guidance_scale } else { config.sampling_guidance() }
+    }
+
+    pub(super) fn updates(
         &mut self,
         this: &Iteration,
         samples: &Samples,

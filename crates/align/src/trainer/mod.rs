@@ -1,5 +1,6 @@
 //! The training loop, one for all methods: rollout, judge, pair, update, record, checkpoint.
 
+mod bad_pairs;
 mod dataset;
 mod effective;
 mod embeddings;
@@ -12,8 +13,10 @@ mod pieces;
 mod preview;
 mod reference;
 mod renoise;
+mod replay;
 mod rollout;
 mod samples;
+mod sources;
 mod state;
 mod stream;
 mod tally;
@@ -23,7 +26,6 @@ use crate::checkpoint::{ADAPTER_FILE, Checkpoint, EMA_ADAPTER_FILE, GUARD_FILE, 
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::guard::{Guard, GuardOptions};
-use crate::image_pairs::ImagePair;
 use crate::method::Method;
 use crate::metrics::Record;
 use crate::objective::Objective;
@@ -33,6 +35,7 @@ use crate::run_dir::RunDir;
 use dataset::EncodedPairs;
 use embeddings::Embeddings;
 use reference::References;
+pub use replay::DrawnPair;
 use seedpo_judge::Judge;
 use seedpo_model::adapter::{KOHYA_FILE_NAME, LoraConfig, LoraInit};
 use seedpo_model::{Adapter, DiffusionModel};
@@ -40,6 +43,7 @@ use seedpo_rollout::Ddim;
 use seedpo_tensor::files::write_atomic;
 use state::{Average, State};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 pub use stream::{PromptStream, Slot};
 
@@ -58,8 +62,10 @@ pub struct Parts<'a> {
     pub config: TrainConfig,
     /// The training prompts, at least one.
     pub prompts: Vec<String>,
-    /// The pairs of image files of methods that train on such, else none; `prompts` are theirs, one each.
-    pub image_pairs: Vec<ImagePair>,
+    /// The dataset of methods that train on one, else none; `prompts` are its different prompts.
+    pub image_pairs: Option<Arc<seedpo_data::Pairs>>,
+    /// Stored rollouts to train on in place of sampling; `prompts` are its prompts.
+    pub store: Option<Arc<crate::store::Store>>,
     /// The frozen base model, which is also the reference policy.
     pub model: &'a DiffusionModel,
     /// The judge that is trained on.
@@ -81,7 +87,7 @@ pub struct Trainer<'a> {
     stream: PromptStream,
     latent_shape: Vec<i64>,
     embeddings: Embeddings,
-    encoded_pairs: EncodedPairs,
+    encoded_pairs: Option<EncodedPairs>,
     adapter: Adapter,
     optimizer: Optimizer,
     average: Option<Average>,
@@ -151,7 +157,7 @@ impl<'a> Trainer<'a> {
             stream,
             latent_shape,
             embeddings,
-            encoded_pairs: EncodedPairs::default(),
+            encoded_pairs: None,
             adapter,
             optimizer,
             average,
@@ -164,6 +170,7 @@ impl<'a> Trainer<'a> {
             rolled_back_to: None,
         };
         trainer.stream = trainer.prompt_stream();
+        trainer.check_store()?;
         Ok(trainer)
     }
 

@@ -33,8 +33,7 @@ impl Trainer<'_> {
         let pair = match self.method.pairs {
             PairsFrom::Images => {
                 let slot = super::Slot { pass: 0, prompt: 0 };
-                let (pairs, shape, seed) = (&self.parts.image_pairs, &self.latent_shape, self.parts.config.seed);
-                let samples = self.encoded_pairs.samples(model, pairs, &[slot], shape, seed, false)?;
+                let samples = self.dataset_samples(&[slot])?;
                 match samples.pairs {
                     super::samples::Pairs::Images(batch) => batch,
                     _ => self.drawn_pair(&conditioning, &merged, &latents)?,

@@ -10,7 +10,7 @@ use crate::observer::{Observer, Phase};
 use seedpo_judge::{Judge, StepJudge, to_u8};
 use seedpo_model::{Adapter, Conditioning, DiffusionModel, Policy};
 use seedpo_rollout::{
-    BranchOptions, Cost, Ddim, GuidedPolicy, NoisePredictor, StepPair, branch, initial_noise, sample_pair,
+    BranchOptions, Cost, Ddim, GuidedPolicy, NoisePredictor, StepPair, Trajectory, branch, initial_noise, sample_pair,
 };
 use seedpo_tensor::NoiseKey;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -145,19 +145,21 @@ impl RolloutContext<'_> {
         let started = Instant::now();
         let pair = sample_pair(predictor, x_t, rows, self.ddim, keys, on_step)?;
         let seconds_rollout = started.elapsed().as_secs_f64();
-        // Both sides at once: ensembles that compare see the two pictures of a prompt together.
         let of: Vec<&str> = rows.iter().chain(rows).map(|&row| texts[row]).collect();
-        let images = pair.sides.iter().map(|side| decode(self.model, side.final_latents(), self.chunk()));
-        let images = Tensor::cat(&images.collect::<seedpo_model::Result<Vec<_>>>()?, 0);
-        let mut first = self.judge.score(&to_u8(&images)?, &of)?;
-        let second = first.split_off(rows.len());
+        let images = |side: &Trajectory| -> Result<Tensor> {
+            Ok(to_u8(&decode(self.model, side.final_latents(), self.chunk())?)?)
+        };
+        // In one call: some judges compare pictures of a prompt with each other.
+        let images = Tensor::f_cat(&[images(&pair.sides[0])?, images(&pair.sides[1])?], 0)?;
+        let rewards = self.judge.score(&images, &of)?;
+        let (first, second) = rewards.split_at(rows.len());
         let preferences: Vec<_> =
-            first.iter().zip(&second).map(|(a, b)| Preference::by_dominance(&[*a], &[*b])).collect();
+            first.iter().zip(second).map(|(a, b)| Preference::by_dominance(&[*a], &[*b])).collect();
         Ok(Samples {
             tied: preferences.iter().filter(|p| !p.decided()).count(),
             cost: pair.cost,
             pairs: Pairs::Trajectories(pair, preferences),
-            rewards: first.into_iter().chain(second).collect(),
+            rewards,
             seconds_rollout,
             seconds_judge: started.elapsed().as_secs_f64() - seconds_rollout,
         })

@@ -109,8 +109,9 @@ fn a_checkpoint_keeps_the_history_and_a_missing_snapshot_is_named() {
     assert_eq!(files, ["00000002.safetensors", "00000004.safetensors"]);
     std::fs::remove_file(history.join(&files[0])).unwrap();
     let prompts = ["a", "b", "c"].map(String::from).to_vec();
-    let image_pairs = read_image_pairs(Path::new(&config.pairs_file)).unwrap();
-    let parts = Parts { config, prompts, image_pairs, model: &model, judge: &Colourfulness, heldout: None, run };
+    let image_pairs = dataset(&config);
+    let parts =
+        Parts { config, prompts, image_pairs, store: None, model: &model, judge: &Colourfulness, heldout: None, run };
     let message = Trainer::new(parts, Some(checkpoint)).map(|_| ()).unwrap_err().to_string();
     assert!(message.contains("00000002.safetensors") && message.contains("snapshot"), "{message}");
 }

@@ -3,10 +3,12 @@
 pub mod adapter;
 pub mod doctor;
 pub mod judge;
+pub mod pairs;
 pub mod presets;
 pub mod pretrain;
 pub mod probe;
 pub mod report;
+pub mod rollout;
 pub mod sample;
 pub mod score;
 pub mod train;
@@ -22,7 +24,9 @@ pub fn run(cli: Cli) -> Result<Outcome> {
     let context = Context::new(&cli.global)?;
     match cli.command {
         Command::Train(args) => train::run(&args, &context),
+        Command::Rollout(args) => rollout::run(&args, &context),
         Command::Sample(args) => sample::run(&args, &context),
+        Command::Pairs(args) => pairs::run(&args, &context),
         Command::Presets(args) => presets::run(&args),
         Command::Pretrain(args) => pretrain::run(&args, &context),
         Command::Score(args) => score::run(&args, &context),

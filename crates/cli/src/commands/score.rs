@@ -113,7 +113,8 @@ fn prompts_for(files: &[PathBuf], given: Option<&Path>) -> Result<Vec<String>> {
     Ok(list)
 }
 
-fn load(specs: &[JudgeSpec], context: &Context) -> Result<Vec<Box<dyn Judge>>> {
+/// The judges of a list, in the dtype and on the device of the global flags.
+pub fn load(specs: &[JudgeSpec], context: &Context) -> Result<Vec<Box<dyn Judge>>> {
     let kind = match context.flag("dtype") {
         None | Some("f32" | "auto") => Kind::Float,
         Some("bf16") => Kind::BFloat16,

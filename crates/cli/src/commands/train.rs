@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow};
 use seedpo_align::checkpoint::Checkpoint;
 use seedpo_align::run_dir::{RunDir, check_inputs, hash_inputs, resume_settings};
-use seedpo_align::{Finished, ImagePair, Parts, TrainConfig, Trainer, load_prompts, read_image_pairs, trainer};
+use seedpo_align::store::Store;
+use seedpo_align::{Finished, PairsFrom, Parts, TrainConfig, Trainer, load_prompts, trainer};
+use seedpo_data::{Options, Pairs};
 use seedpo_judge::Judge;
 use seedpo_model::DiffusionModel;
 use seedpo_tensor::device::parse_device;
@@ -49,10 +52,11 @@ pub struct Args {
 }
 
 /// A run about to start or go on.
-struct Start {
-    config: TrainConfig,
+pub(super) struct Start {
+    pub(super) config: TrainConfig,
     prompts: Vec<String>,
-    image_pairs: Vec<ImagePair>,
+    image_pairs: Option<Arc<Pairs>>,
+    store: Option<Arc<Store>>,
     model: DiffusionModel,
     judge: Box<dyn Judge>,
     heldout: Option<Box<dyn Judge>>,
@@ -88,7 +92,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
 
 /// A model's path; a hub id becomes that of its files in the cache, whose folder bears the commit's hash. So a run
 /// records exactly what it was trained on.
-fn local_model(model: &str, variant: &str, context: &Context) -> Result<String> {
+pub(super) fn local_model(model: &str, variant: &str, context: &Context) -> Result<String> {
     let path = hub::model(Path::new(model), variant, context).context("setting `model`")?;
     Ok(path.display().to_string())
 }
@@ -140,15 +144,13 @@ fn go_on(resume: &str, given: &Table, context: &Context) -> Result<Outcome> {
 
 impl Start {
     /// Loads what the settings name; in the `config` it returns, no dtype is `auto` any more.
-    fn load(mut config: TrainConfig, context: &Context) -> Result<Self> {
+    pub(super) fn load(mut config: TrainConfig, context: &Context) -> Result<Self> {
         config.validate()?;
-        let image_pairs = match config.pairs_file.as_str() {
-            "" => Vec::new(),
-            file => read_image_pairs(Path::new(file)).context("setting `pairs_file`")?,
-        };
-        let prompts = match &image_pairs[..] {
-            [] => load_prompts(&config)?,
-            pairs => pairs.iter().map(|pair| pair.prompt.clone()).collect(),
+        let (image_pairs, store) = (image_pairs(&config, context)?, store(&config)?);
+        let prompts = match (&image_pairs, &store) {
+            (None, None) => load_prompts(&config)?,
+            (None, Some(store)) => store.prompts().to_vec(),
+            (Some(pairs), _) => pairs.prompts().map(str::to_owned).collect(),
         };
         let device = parse_device(&config.device).context("setting `device`")?;
         let judge = load_judge(&config, &config.judge, device, context).context("setting `judge`")?;
@@ -169,20 +171,48 @@ impl Start {
         let model = DiffusionModel::load(Path::new(&config.model), &options)?;
         config.dtype = kind_name(model.unet.kind()).to_owned();
         config.vae_dtype = kind_name(model.vae.kind()).to_owned();
-        Ok(Self { config, prompts, image_pairs, model, judge, heldout })
+        Ok(Self { config, prompts, image_pairs, store, model, judge, heldout })
     }
 
-    fn parts(&self, run: RunDir) -> Parts<'_> {
+    pub(super) fn parts(&self, run: RunDir) -> Parts<'_> {
         Parts {
             config: self.config.clone(),
             prompts: self.prompts.clone(),
             image_pairs: self.image_pairs.clone(),
+            store: self.store.clone(),
             model: &self.model,
             judge: self.judge.as_ref(),
             heldout: self.heldout.as_deref(),
             run,
         }
     }
+}
+
+/// The dataset of pairs, where the method reads one.
+fn image_pairs(config: &TrainConfig, context: &Context) -> Result<Option<Arc<Pairs>>> {
+    let from = config.resolved_method()?.pairs;
+    if !from.from_files() {
+        return Ok(None);
+    }
+    let options = Options {
+        generator: config.pairs_generator.clone(),
+        winners_only: from != PairsFrom::Images,
+        bad_rows_limit: config.bad_rows_limit,
+    };
+    let path = Path::new(&config.pairs_file);
+    let pairs = Pairs::open(path, &options).context("setting `pairs_file`")?;
+    super::pairs::note_passed_over(path, &pairs, context);
+    Ok(Some(Arc::new(pairs)))
+}
+
+/// The stored rollouts, where a method that samples is told to train on some instead.
+fn store(config: &TrainConfig) -> Result<Option<Arc<Store>>> {
+    if config.pairs_file.is_empty() || config.resolved_method()?.pairs.from_files() {
+        return Ok(None);
+    }
+    let path = Path::new(&config.pairs_file);
+    let hint = || format!("setting `pairs_file`: method {} reads a store of `seedpo rollout` there", config.method);
+    Ok(Some(Arc::new(Store::open(path).with_context(hint)?)))
 }
 
 fn train(

@@ -1,0 +1,93 @@
+//! Datasets: streamed and decoded ahead, resumed, weighted, with bad pictures and empty prompts.
+
+use super::*;
+
+struct StopAt<'a>(u64, &'a AtomicBool);
+
+impl Observer for StopAt<'_> {
+    fn on_update(&mut self, metrics: &UpdateMetrics) -> Result<(), ObserverError> {
+        self.1.store(metrics.step == self.0, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+/// More pairs than are kept encoded, over the three pairs of pictures that [`write_pairs`] makes.
+const MANY: usize = 4200;
+
+fn streamed(folder: &Path) -> TrainConfig {
+    let config = TrainConfig { prompts_per_iteration: 3, ..config(folder, "diffusion-dpo") };
+    let lines: Vec<String> = (0..MANY)
+        .map(|i| {
+            let prompt = ["a", "b", "c"][usize::from(i % 7 == 0) + usize::from(i % 11 == 0)];
+            format!(r#"{{"prompt": "{prompt}", "winner": "{0}w.png", "loser": "{1}l.png"}}"#, i % 3, i / 3 % 3)
+        })
+        .collect();
+    std::fs::write(&config.pairs_file, lines.join("\n")).unwrap();
+    config
+}
+
+fn trained(model: &DiffusionModel, config: &TrainConfig) -> Vec<u8> {
+    let mut trainer = start(model, config, &Colourfulness);
+    assert_eq!(trainer.run(&mut Silent, &STOP).unwrap(), Finished::Completed);
+    let (run, _) = RunDir::resolve("latest", Path::new(&config.output_dir), "").unwrap();
+    adapter(run.path())
+}
+
+/// Threads that decode ahead change nothing, and a stopped run goes on bit for bit, also within an iteration.
+#[test]
+fn a_streamed_dataset_gives_the_same_adapter_whatever_decodes_it_and_wherever_it_stopped() {
+    let (model, folder) = (common::tiny_model(), tempfile::tempdir().unwrap());
+    let config = streamed(folder.path());
+    let whole = trained(&model, &TrainConfig { dataloader_num_workers: 0, ..config.clone() });
+    for workers in [1, 3] {
+        let config = TrainConfig { dataloader_num_workers: workers, ..config.clone() };
+        assert_eq!(trained(&model, &config), whole, "{workers} workers");
+    }
+    for step in [1, 3, 4] {
+        let stop = AtomicBool::new(false);
+        let config = TrainConfig { name: format!("stopped-{step}"), ..config.clone() };
+        let mut first = start(&model, &config, &Colourfulness);
+        assert_eq!(first.run(&mut StopAt(step, &stop), &stop).unwrap(), Finished::Interrupted);
+        let path = folder.path().join(&config.name);
+        let (run, checkpoint) = RunDir::resolve(path.to_str().unwrap(), folder.path(), "").unwrap();
+        run.rewind(Some(step)).unwrap();
+        open(&model, &config, &Colourfulness, run, checkpoint).run(&mut Silent, &STOP).unwrap();
+        assert_eq!(adapter(&path), whole, "stopped after update {step}");
+    }
+}
+
+#[test]
+fn weights_and_empty_prompts_take_effect() {
+    let (model, folder) = (common::tiny_model(), tempfile::tempdir().unwrap());
+    let config = TrainConfig { max_train_steps: 2, ..streamed(folder.path()) };
+    let plain = trained(&model, &config);
+    assert_ne!(trained(&model, &TrainConfig { pair_weighting: "per-prompt".into(), ..config.clone() }), plain);
+    let dropping = TrainConfig { proportion_empty_prompts: 0.9, ..config };
+    let dropped = trained(&model, &dropping);
+    assert_ne!(dropped, plain);
+    assert_eq!(trained(&model, &dropping), dropped);
+}
+
+/// Pictures that cannot be decoded are passed over and recorded; above the limit the run stops with the list, also where
+/// some of them were found before it was resumed.
+#[test]
+fn bad_pictures_are_passed_over_within_the_limit() {
+    let (model, folder) = (common::tiny_model(), tempfile::tempdir().unwrap());
+    let config = TrainConfig { bad_rows_limit: 0.4, num_train_epochs: 2, ..config(folder.path(), "diffusion-dpo") };
+    std::fs::write(folder.path().join("1l.png"), "no picture").unwrap();
+    let mut trainer = start(&model, &config, &Colourfulness);
+    assert_eq!(trainer.run(&mut Silent, &STOP).unwrap(), Finished::Completed);
+    let run = folder.path().join("run");
+    let recorded = std::fs::read_to_string(run.join("bad_rows.jsonl")).unwrap();
+    assert_eq!(recorded.lines().count(), 1);
+    assert!(recorded.contains("pairs.jsonl line 2") && recorded.contains("1l.png"), "{recorded}");
+    assert_eq!(trainer.position().step, 4, "two of three pairs, twice");
+    // Another one is too many: two of three.
+    std::fs::write(folder.path().join("2w.png"), "no picture").unwrap();
+    let longer = TrainConfig { num_train_epochs: 4, max_train_steps: 100, ..config };
+    let (run, checkpoint) = RunDir::resolve(run.to_str().unwrap(), folder.path(), "").unwrap();
+    let error = open(&model, &longer, &Colourfulness, run, checkpoint).run(&mut Silent, &STOP).unwrap_err().to_string();
+    for part in ["2 of 3 rows are bad", "1l.png", "2w.png", "40 %"] {
+        assert!(error.contains(part), "{part:?} not in {error}");
+    }
+}
