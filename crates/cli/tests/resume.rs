@@ -2,22 +2,24 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use common::Room;
-use seedpo_tensor::NoiseKey;
+use seedpo_evaluate::png::write_png;
+use seedpo_tensor::{Device, Kind, NoiseKey, Tensor};
 
-/// Kills to land in all, over both methods; scripts/kill_test.sh asks for more.
+/// Kills to land in all, over all methods; scripts/kill_test.sh asks for more.
 fn kills_wanted() -> usize {
     std::env::var("SEEDPO_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(20)
 }
 
+const PROMPTS: &str = "prompts = [\"a\", \"b\", \"c\"]\n";
 const COMMON: &str = r#"
 model = "model"
-prompts = ["a", "b", "c"]
 judge = "colourfulness"
 steps = 3
 divert_start_step = 1
@@ -36,10 +38,24 @@ dtype = "f32"
 /// Updates fall within iterations, so that checkpoints do too.
 const SPO: &str = "method = \"spo\"\nbeta = 10.0\ntrain_batch_size = 2\nentropy = { gamma = 1.0 }\n";
 const D3PO: &str = "method = \"d3po\"\nbeta = 0.1\ntrain_batch_size = 1\n";
+/// Its references are drawn from snapshots, which checkpoints hold.
+const SEPPO: &str =
+    "method = \"seppo\"\npairs_file = \"pairs.jsonl\"\nbeta = 100.0\ntrain_batch_size = 1\nreference_save_steps = 2\n";
 
 fn room(method: &str) -> Room {
     let room = Room::new();
-    room.write("run.toml", format!("{COMMON}{method}"));
+    let files = method == SEPPO;
+    if files {
+        for (name, red) in [("a", 200), ("b", 90), ("c", 20)] {
+            let picture = Tensor::full([16, 16, 3], red, (Kind::Uint8, Device::Cpu));
+            write_png(&room.path(&format!("{name}.png")), &picture, &[]).unwrap();
+        }
+        let line =
+            |name: &str| format!("{{\"prompt\": \"{name}\", \"winner\": \"{name}.png\", \"loser\": \"a.png\"}}\n");
+        room.write("pairs.jsonl", ["a", "b", "c"].map(line).concat());
+    }
+    let prompts = if files { "" } else { PROMPTS };
+    room.write("run.toml", format!("{prompts}{COMMON}{method}"));
     room
 }
 
@@ -89,6 +105,12 @@ fn assert_same(whole: &Path, resumed: &Path) {
         let of = |run: &Path| fs::read(run.join("checkpoint-9").join(name)).unwrap();
         assert!(of(whole) == of(resumed), "{name} of the last checkpoint differs");
     }
+    let history = |run: &Path| {
+        let folder = run.join("checkpoint-9/reference_history");
+        let files = fs::read_dir(folder).into_iter().flatten().map(|e| e.unwrap().path());
+        files.map(|path| (path.file_name().unwrap().to_owned(), fs::read(path).unwrap())).collect::<BTreeMap<_, _>>()
+    };
+    assert!(history(whole) == history(resumed), "the reference's snapshots differ");
     assert_eq!(recorded_steps(resumed), (1..=9).collect::<Vec<u64>>());
     let listing = |run: &Path| {
         let mut names: Vec<PathBuf> = fs::read_dir(run).unwrap().map(|e| e.unwrap().file_name().into()).collect();
@@ -103,7 +125,7 @@ fn assert_same(whole: &Path, resumed: &Path) {
 
 #[test]
 fn runs_killed_at_random_moments_end_with_the_same_adapter() {
-    let rooms = [room(SPO), room(D3PO)];
+    let rooms = [room(SPO), room(D3PO), room(SEPPO)];
     let whole_seconds = rooms.each_ref().map(|room| {
         let begun = Instant::now();
         assert!(finish(room, start(room, "whole")).success());
@@ -112,7 +134,7 @@ fn runs_killed_at_random_moments_end_with_the_same_adapter() {
     let wanted = kills_wanted();
     let (mut kills, mut launches, mut before_folder) = (0, 0, 0);
     for trial in 0.. {
-        let (room, seconds) = (&rooms[trial % 2], whole_seconds[trial % 2]);
+        let (room, seconds) = (&rooms[trial % 3], whole_seconds[trial % 3]);
         let name = format!("killed-{trial}");
         loop {
             let key = NoiseKey::new(7, "kill-moment").step(launches);
@@ -147,7 +169,7 @@ fn runs_killed_while_they_write_checkpoints_end_with_the_same_adapter() {
     let often =
         "checkpointing_steps = 1\noptimizer = \"adafactor\"\nema_decay = 0.9\ncheckpoint_metric = \"accuracy\"\n";
     let settings = COMMON.replace("checkpointing_steps = 2\n", often);
-    room.write("run.toml", format!("{settings}guard = \"roll-back\"\n{D3PO}"));
+    room.write("run.toml", format!("{PROMPTS}{settings}guard = \"roll-back\"\n{D3PO}"));
     assert!(finish(&room, start(&room, "whole")).success());
     let half_written = |run: &Path| {
         let names = fs::read_dir(run).into_iter().flatten().flatten().map(|entry| entry.file_name());
