@@ -15,6 +15,8 @@ pub const ADAPTER_FILE: &str = "pytorch_lora_weights.safetensors";
 pub const ROLLOUT_ADAPTER_FILE: &str = "rollout_lora_weights.safetensors";
 /// The average of the adapter over updates, present where `ema_decay` is set; also at the top of a run folder.
 pub const EMA_ADAPTER_FILE: &str = "pytorch_lora_weights_ema.safetensors";
+/// The newest rewards of every prompt (DDPO and DPOK), as they were before the iteration a checkpoint lies within.
+pub const REWARDS_FILE: &str = "rewards.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const POSITION_FILE: &str = "position.json";
 /// The guard's memory; absent in checkpoints of format 1.

@@ -39,6 +39,8 @@ axis! {
         Images = "images",
         /// Winners of the dataset against samples of the reference policy (docs/methods.md section 4.4).
         WinnersAndSamples = "winners-and-samples",
+        /// Single trajectories with the rewards of their final images (docs/methods.md section 4.5).
+        Samples = "samples",
         /// Winners of the dataset alone: no pair, plain supervision (docs/methods.md section 4.5).
         Winners = "winners",
     }
@@ -107,11 +109,25 @@ pub const METHODS: &[Method] = &[
         shaping: Shaping::ClipRatio,
     },
     Method {
+        name: "ddpo",
+        pairs: PairsFrom::Samples,
+        likelihood: Likelihood::Transition,
+        reference: ReferencePolicy::None,
+        shaping: Shaping::ClipRatio,
+    },
+    Method {
         name: "diffusion-dpo",
         pairs: PairsFrom::Images,
         likelihood: Likelihood::DenoisingError,
         reference: ReferencePolicy::Initial,
         shaping: Shaping::None,
+    },
+    Method {
+        name: "dpok",
+        pairs: PairsFrom::Samples,
+        likelihood: Likelihood::Transition,
+        reference: ReferencePolicy::Initial,
+        shaping: Shaping::ClipRatio,
     },
     Method {
         name: "seppo",
@@ -143,9 +159,6 @@ pub const METHODS: &[Method] = &[
     },
 ];
 
-/// Methods of docs/methods.md that are planned; named so that the refusal can say so.
-const LATER: &[&str] = &["ddpo", "dpok"];
-
 impl PairsFrom {
     /// Whether the pairs, or their winners, are image files (`pairs_file`) rather than samples that a judge compares.
     pub fn from_files(self) -> bool {
@@ -167,8 +180,6 @@ impl Method {
             format!("`{name}`; the self-entropy form is `method = \"{bare}\"` with `entropy.gamma` above 0")
         } else if bare == "spin-diffusion" {
             format!("`{name}`, which is called spin here")
-        } else if LATER.contains(&bare) {
-            format!("`{name}`, which is planned but not in this version")
         } else {
             format!("`{name}`")
         };
@@ -197,7 +208,13 @@ impl Method {
             let expected = "none with pairs = winners: supervision compares the policy with nothing";
             return Err(refused("reference", expected, self.reference.name()));
         }
-        if self.pairs != PairsFrom::Winners && self.reference == ReferencePolicy::None {
+        if self.pairs == PairsFrom::Samples && self.likelihood != Likelihood::Transition {
+            let expected =
+                "transition with pairs = samples: a single sample has no other whose error it is compared with";
+            return Err(refused("likelihood", expected, self.likelihood.name()));
+        }
+        let alone = matches!(self.pairs, PairsFrom::Winners | PairsFrom::Samples);
+        if !alone && self.reference == ReferencePolicy::None {
             let expected = format!("a policy with pairs = {pairs}: the margin is relative to one");
             return Err(refused("reference", &expected, "none"));
         }
@@ -219,7 +236,7 @@ impl Method {
     /// far smaller values make sense.
     pub fn plausible_beta(&self, gamma: f64) -> Option<RangeInclusive<f64>> {
         match (self.likelihood, self.pairs) {
-            (_, PairsFrom::Winners) => None,
+            (_, PairsFrom::Winners | PairsFrom::Samples) => None,
             (Likelihood::DenoisingError, _) if self.flipper() == Flipper::Sign && gamma != 0.0 => Some(1.0..=20_000.0),
             (Likelihood::DenoisingError, _) => Some(100.0..=20_000.0),
             (Likelihood::Transition, PairsFrom::Steps) => Some(1.0..=200.0),
@@ -238,11 +255,9 @@ mod tests {
 
     #[test]
     fn unknown_methods_are_refused_with_the_known_ones() {
-        let message = Method::by_name("dpok").unwrap_err().to_string();
+        let message = Method::by_name("dpop").unwrap_err().to_string();
         assert!(
-            message.contains("dpok")
-                && message.contains("planned")
-                && message.contains("d3po, diffusion-dpo, seppo, sft, spin, spo"),
+            message.contains("dpop") && message.contains("d3po, ddpo, diffusion-dpo, dpok, seppo, sft, spin, spo"),
             "{message}"
         );
         assert!(Method::by_name("see-spo").unwrap_err().to_string().contains("entropy.gamma"));
@@ -260,6 +275,7 @@ mod tests {
             Method { likelihood: Likelihood::DenoisingError, ..of("spo") },
             Method { likelihood: Likelihood::DenoisingError, shaping: Shaping::Flip(Flipper::Sign), ..of("d3po") },
             Method { reference: ReferencePolicy::Ema, ..of("d3po") },
+            Method { reference: ReferencePolicy::Latest, ..of("dpok") },
             Method { reference: ReferencePolicy::RandomHistory, ..of("diffusion-dpo") },
             Method { shaping: Shaping::Flip(Flipper::Indicator), ..of("diffusion-dpo") },
         ] {
@@ -270,6 +286,7 @@ mod tests {
         assert!(refused(Method { reference: ReferencePolicy::Initial, ..of("sft") }).contains("with nothing"));
         assert!(refused(Method { reference: ReferencePolicy::None, ..of("spin") }).contains("relative to one"));
         assert!(refused(Method { shaping: Shaping::Flip(Flipper::Sign), ..of("spo") }).contains("denoising errors"));
+        assert!(refused(Method { likelihood: Likelihood::DenoisingError, ..of("ddpo") }).contains("no other"));
         assert!(refused(Method { shaping: Shaping::Flip(Flipper::Sign), ..of("sft") }).contains("no other side"));
     }
 }

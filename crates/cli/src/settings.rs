@@ -284,7 +284,8 @@ pub fn heading(key: &str) -> &'static str {
         | "prompts_per_iteration"
         | "rollout_batch_size" => "Rollout",
         "candidates" | "divert_start_step" | "threshold" => "SPO's candidates",
-        "safeguard" | "safeguard_mu" | "method" | "beta" | "entropy.gamma" | "entropy.form" | "clip" => "Objective",
+        "safeguard" | "safeguard_mu" | "advantage_clip" | "reward_history" | "reward_history_min" | "kl_weight"
+        | "method" | "beta" | "entropy.gamma" | "entropy.form" | "clip" => "Objective",
         "rank" | "lora_alpha" | "lora_targets" => "Adapter",
         "optimizer" | "ema_decay" => "Optimizer",
         _ if key.starts_with("adam") || key.starts_with("l") || key.starts_with("max_") => "Optimizer",

@@ -21,6 +21,8 @@ adam_weight_decay = 1e-2
 prompts_per_iteration = 16
 train_batch_size = 16
 ";
+/// docs/methods.md section 4.5: kvablack/ddpo-pytorch, config/base.py.
+const POLICY_GRADIENT: &str = "learning_rate = 1e-4\nclip = 1e-4\nguidance_scale = 5.0\nadam_weight_decay = 1e-4\n";
 /// What another method takes along with the denoising error: its rollouts stay as they are.
 const DENOISING_LIKELIHOOD: &str =
     "beta = 5000.0\nclip = 0.0\nguidance_scale = 1.0\nsampling_guidance_scale = 5.0\nadam_weight_decay = 1e-2\n";
@@ -31,6 +33,7 @@ fn of(method: &str) -> &'static str {
         "d3po" => D3PO,
         "spo" => SPO,
         "diffusion-dpo" | "seppo" | "spin" | "sft" => DENOISING,
+        "ddpo" | "dpok" => POLICY_GRADIENT,
         _ => "",
     }
 }
@@ -88,12 +91,12 @@ mod tests {
         assert_eq!(of("method = 'd3po'\nbeta = 3").0, 3.0);
         let online = config("method = 'spo'\nlikelihood = 'denoising-error'");
         assert_eq!((online.beta, online.guidance_scale, online.sampling_guidance()), (5000.0, 1.0, 5.0));
-        assert_eq!(default_of("beta").len(), METHODS.len());
+        assert_eq!(default_of("beta").len(), METHODS.len() - 2, "ddpo and dpok have none");
     }
 
     #[test]
     fn every_layer_is_made_of_known_keys() {
-        for text in [D3PO, SPO, DENOISING, DENOISING_LIKELIHOOD] {
+        for text in [D3PO, SPO, POLICY_GRADIENT, DENOISING, DENOISING_LIKELIHOOD] {
             TrainConfig::check_keys(&text.parse().unwrap(), "defaults").unwrap();
         }
     }

@@ -106,9 +106,9 @@ settings! {
     output_dir: String = "runs".into(), "a folder", "Where run folders are made.";
     name: String = String::new(), "a file name; empty = the method's name",
         "Name of the run folder; if taken, -2, -3, .. is appended.";
-    method: String = "spo".into(), "d3po | diffusion-dpo | seppo | sft | spin | spo",
+    method: String = "spo".into(), "d3po | ddpo | diffusion-dpo | dpok | seppo | sft | spin | spo",
         "The base method (docs/methods.md section 4); set entropy.gamma above 0 for its SEE form.";
-    pairs: String = String::new(), "trajectories | steps | images | winners-and-samples | winners; empty = the method's own",
+    pairs: String = String::new(), "trajectories | steps | images | winners-and-samples | samples | winners; empty = the method's own",
         "Where pairs come from: another method's source than the one named by `method` (docs/methods.md section 4.6).";
     likelihood: String = String::new(), "transition | denoising-error; empty = the method's own",
         "The log-likelihood in the margin, in place of the method's own; sampled pairs are noised anew for denoising-error \
@@ -167,6 +167,12 @@ settings! {
          (docs/methods.md section 4).";
     entropy: SelfEntropy = SelfEntropy::default(), "see entropy.gamma", "The self-entropy term.";
     clip: f64 = 0.1, "0 to below 1; 0 = off", "ε of the clip on the likelihood ratio (docs/methods.md section 4.1).";
+    advantage_clip: f64 = 5.0, "above 0", "ddpo and dpok: advantages are clamped to this size (docs/methods.md section 4.5).";
+    reward_history: u64 = 16, "1 or more",
+        "ddpo and dpok: the newest rewards of a prompt, whose mean and spread its rewards are compared with.";
+    reward_history_min: u64 = 16, "1 or more",
+        "ddpo and dpok: below so many rewards of a prompt, those of the whole iteration are compared with.";
+    kl_weight: f64 = 0.01, "0 or more", "dpok: weight of the KL to the reference in the loss (docs/methods.md section 4.5).";
     safeguard: bool = false, "true | false",
         "Diffusion-SDPO's safeguard: the loser's gradient is scaled down where it would, to first order, raise the \
          winner's error (docs/stability.md).";
@@ -290,7 +296,8 @@ impl TrainConfig {
         let flipper = self.resolved_method().map_or(Flipper::Off, |method| method.flipper());
         let clip = Clip((self.clip > 0.0).then_some(self.clip));
         let safeguard = self.safeguard.then_some(self.safeguard_mu);
-        Objective { beta: self.beta, entropy: self.entropy, clip, flipper, safeguard }
+        let kl_weight = self.kl_weight;
+        Objective { beta: self.beta, entropy: self.entropy, clip, flipper, safeguard, kl_weight }
     }
 
     /// Guidance of previews and of the samples that no step of is trained on.

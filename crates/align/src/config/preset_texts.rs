@@ -106,6 +106,46 @@ train_batch_size = 4
 train_micro_batch_size = 16
 "#;
 
+/// DDPO's published settings: 100 epochs of 256 samples, four updates of 64 each, over 50 steps.
+pub const DDPO_SD15: &str = r#"
+method = "ddpo"
+clip = 1e-4
+advantage_clip = 5.0
+reward_history = 16
+reward_history_min = 16
+learning_rate = 1e-4
+adam_weight_decay = 1e-4
+steps = 50
+guidance_scale = 5.0
+prompts_per_iteration = 256
+rollout_batch_size = 8
+train_batch_size = 4
+gradient_accumulation_steps = 16
+max_train_steps = 400
+resolution = 512
+judge = "jpeg-compressibility"
+checkpointing_steps = 20
+validation_steps = 20
+"#;
+
+/// What DPOK's published settings change.
+pub const DPOK_SD15: &str = r#"
+method = "dpok"
+kl_weight = 0.01
+learning_rate = 1e-5
+max_grad_norm = 0.1
+"#;
+
+/// Fewer rewards a prompt before its own mean counts: a hundred updates see each prompt a hundred times, not thousands.
+pub const EMOJI_DDPO: &str = r#"
+method = "ddpo"
+clip = 1e-4
+learning_rate = 5e-3
+prompts_per_iteration = 24
+train_batch_size = 12
+train_micro_batch_size = 24
+reward_history_min = 4
+"#;
 /// What Diffusion-DPO's published settings for SDXL base change.
 pub const DIFFUSION_DPO_SDXL: &str = r#"
 optimizer = "adafactor"

@@ -40,6 +40,12 @@ const SPIN_CODE: &str = "Source: the model cards of SPIN-Diffusion (learning rat
     round). Departures: one linear decay over all three rounds, LoRA in place of full fine-tuning; beta as Diffusion-DPO's.";
 const SFT_CODE: &str = "Supervision on the winners alone: the baseline of Diffusion-DPO's train_method = sft. There is no beta and \
     no SEE form: without a reference there is nothing to flatten.";
+const DDPO_CODE: &str = "Source: the PyTorch code kvablack/ddpo-pytorch, config/base.py (LoRA, learning rate, 16 rewards a prompt) and \
+    config/dgx.py (samples and batch). Paper against code: its config clips advantages at 10; 5, which trl's trainer has too, is used. \
+    Departure: its prompts are drawn with replacement, here each is visited equally often.";
+const DPOK_CODE: &str = "Source: google-research/dpok, train_online_pg.py (learning rate, gradient norm, KL weight). Departures: DDPO's \
+    advantages in the place of its learned value function, DDPO's two-sided clipped objective, and the KL of the paper, where the code \
+    penalises the squared difference of noise predictions.";
 const EMOJI_PAIRS: &str =
     "Data: pictures of the built-in model itself serve as pairs (docs/methods.md section 4.7 says how).";
 
@@ -59,6 +65,8 @@ presets! {
     "see-spo-sd15": "docs/methods.md sections 3 and 4.3", [SPO_SD15, SEE], [SPO_JUDGE];
     "spo-sdxl": "docs/methods.md section 4.3", [SPO_SD15, SPO_SDXL], [SPO_JUDGE, SPO_XL];
     "see-spo-sdxl": "docs/methods.md sections 3 and 4.3", [SPO_SD15, SPO_SDXL, SEE], [SPO_JUDGE, SPO_XL];
+    "ddpo-sd15": "docs/methods.md section 4.5", [DDPO_SD15], [DDPO_CODE];
+    "dpok-sd15": "docs/methods.md section 4.5", [DDPO_SD15, DPOK_SD15], [DPOK_CODE];
     "diffusion-dpo-sd15": "docs/methods.md section 4.2", [DIFFUSION_DPO_SD15], [DPO_RATE, LORA_FOR_FULL, PICK_A_PIC];
     "see-diffusion-dpo-sd15": "docs/methods.md sections 3 and 4.2", [DIFFUSION_DPO_SD15, SEE],
         [DPO_RATE, LORA_FOR_FULL, PICK_A_PIC];
@@ -77,6 +85,7 @@ presets! {
     "see-spo-emoji": "tuned on the built-in model", [EMOJI, EMOJI_SPO, SEE_EMOJI], [];
     "d3po-emoji": "tuned on the built-in model", [EMOJI, EMOJI_D3PO], [];
     "see-d3po-emoji": "tuned on the built-in model", [EMOJI, EMOJI_D3PO, SEE_EMOJI], [];
+    "ddpo-emoji": "tuned on the built-in model", [EMOJI, EMOJI_DDPO], [];
     "diffusion-dpo-emoji": "tuned on the built-in model", [EMOJI, EMOJI_FILES, EMOJI_DIFFUSION_DPO], [EMOJI_PAIRS];
     "see-diffusion-dpo-emoji": "tuned on the built-in model", [EMOJI, EMOJI_FILES, EMOJI_DIFFUSION_DPO, SEE_EMOJI],
         [EMOJI_PAIRS];

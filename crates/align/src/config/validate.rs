@@ -28,6 +28,7 @@ impl TrainConfig {
         self.validate_run()?;
         self.validate_guard()?;
         self.validate_checkpoint_metric()?;
+        self.validate_policy_gradient(&method)?;
         Ok((method, self.warnings(&method)))
     }
 
@@ -170,6 +171,25 @@ impl TrainConfig {
         if metric.needs_previews() && (previews == 0 || every % previews != 0) {
             let expected = format!("a divisor of checkpointing_steps ({every}), so that every checkpoint has previews");
             return refuse("validation_steps", expected, previews.to_string());
+        }
+        Ok(())
+    }
+
+    fn validate_policy_gradient(&self, method: &Method) -> Result<()> {
+        require(self.advantage_clip.is_finite() && self.advantage_clip > 0.0, "advantage_clip", self.advantage_clip)?;
+        require(self.reward_history >= 1, "reward_history", self.reward_history)?;
+        require(self.reward_history_min >= 1, "reward_history_min", self.reward_history_min)?;
+        require(self.kl_weight.is_finite() && self.kl_weight >= 0.0, "kl_weight", self.kl_weight)?;
+        let alone = matches!(method.pairs, PairsFrom::Samples | PairsFrom::Winners);
+        let refuse = |key: &str, expected: &str, found: String| {
+            let expected = format!("{expected} with method {}, which has no pairs", method.name);
+            Err(Error::Setting { key: key.into(), expected, found })
+        };
+        if alone && self.safeguard {
+            return refuse("safeguard", "false", "true".into());
+        }
+        if method.pairs == PairsFrom::Samples && self.entropy.gamma != 0.0 {
+            return refuse("entropy.gamma", "0", self.entropy.gamma.to_string());
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ impl Clip {
     }
 
     /// `log_ratio` clipped, and which entries the clip changed (`[B]` bool; their gradient is 0).
-    fn apply(&self, log_ratio: &Tensor) -> (Tensor, Tensor) {
+    pub(super) fn apply(&self, log_ratio: &Tensor) -> (Tensor, Tensor) {
         match self.bounds() {
             Some((low, high)) => {
                 let outside = log_ratio.detach().lt(low).logical_or(&log_ratio.detach().gt(high));
@@ -61,6 +61,8 @@ pub struct Objective {
     pub flipper: Flipper,
     /// μ of the winner-preserving safeguard, in [0, 1]; `None` is off.
     pub safeguard: Option<f64>,
+    /// Weight of the KL to the reference in the loss of single steps (DPOK), 0 or more.
+    pub kl_weight: f64,
 }
 
 impl Objective {

@@ -1,7 +1,7 @@
 //! Batches of step pairs, whatever made them.
 
 use seedpo_model::NoiseSchedule;
-use seedpo_rollout::{StepPair, TrajectoryPair};
+use seedpo_rollout::{StepPair, Trajectory, TrajectoryPair};
 use tch::Tensor;
 
 use super::Preference;
@@ -46,6 +46,17 @@ pub enum PairLatents {
         latents_w: Tensor,
         /// ε.
         noise: Tensor,
+    },
+    /// Single steps with the advantages of the trajectories they are of (DDPO, DPOK).
+    Single {
+        /// x_t.
+        latents: Tensor,
+        /// x_t'.
+        next_latents: Tensor,
+        /// `[B, 2]`: the log-probability of the step under the policy that drew it, and the advantage.
+        scalars: Tensor,
+        /// Whether the distance to a reference is part of the loss.
+        regularised: bool,
     },
 }
 
@@ -92,6 +103,7 @@ impl PairLatents {
             }
             Self::Noised { latents_w, latents_l, noise } => vec![latents_w, latents_l, noise],
             Self::Winners { latents_w, noise } => vec![latents_w, noise],
+            Self::Single { latents, next_latents, scalars, .. } => vec![latents, next_latents, scalars],
         }
     }
 
@@ -115,6 +127,12 @@ impl PairLatents {
             Self::Winners { latents_w, noise } => {
                 Self::Winners { latents_w: make(0, latents_w)?, noise: make(1, noise)? }
             }
+            Self::Single { latents, next_latents, scalars, regularised } => Self::Single {
+                latents: make(0, latents)?,
+                next_latents: make(1, next_latents)?,
+                scalars: make(2, scalars)?,
+                regularised: *regularised,
+            },
         })
     }
 }
@@ -188,6 +206,44 @@ impl PairBatch {
         })
     }
 
+    /// Steps of single trajectories, one per row: row i takes step `steps[i]`. `prompts` and `advantages` have an entry per
+    /// row; `regularised` says whether the loss has a reference. Errors: [`Error::Input`] for lists of the wrong length, a
+    /// step too far, or a trajectory without log-probabilities.
+    pub fn from_samples(
+        trajectory: &Trajectory,
+        prompts: &[usize],
+        advantages: &[f64],
+        steps: &[usize],
+        regularised: bool,
+    ) -> Result<Self> {
+        let (rows, total) = (prompts.len(), trajectory.timesteps.len());
+        let Some(log_probs) = trajectory.log_probs.as_ref().filter(|_| {
+            advantages.len() == rows && steps.len() == rows && steps.iter().all(|&s| s < total) && rows > 0
+        }) else {
+            return Err(Error::Input {
+                what: "samples".into(),
+                expected: format!("log-probabilities, and {rows} advantages and steps below {total}"),
+                found: format!("{} advantages, steps {steps:?}", advantages.len()),
+            });
+        };
+        let stage = |offset: usize| {
+            let row = |i: usize| trajectory.latents[steps[i] + offset].get(i as i64);
+            Tensor::f_stack(&(0..rows).map(row).collect::<Vec<_>>(), 0)
+        };
+        let scalar = |i: usize| {
+            let advantage = Tensor::from(advantages[i] as f32).to_device(log_probs.device());
+            Tensor::stack(&[log_probs.get(i as i64).get(steps[i] as i64), advantage], 0)
+        };
+        let scalars = Tensor::f_stack(&(0..rows).map(scalar).collect::<Vec<_>>(), 0)?;
+        Ok(Self {
+            latents: PairLatents::Single { latents: stage(0)?, next_latents: stage(1)?, scalars, regularised },
+            timesteps: steps.iter().map(|&s| trajectory.timesteps[s]).collect(),
+            prompts: prompts.to_vec(),
+            decided: vec![true; rows],
+            weights: None,
+        })
+    }
+
     /// Batches of one kind as one, in order. Errors: [`Error::Input`] for none, or for a mixture of the two kinds.
     pub fn join(batches: &[Self]) -> Result<Self> {
         let refuse = |found: &str| Error::Input {
@@ -226,14 +282,19 @@ impl PairBatch {
     /// U-Net rows per pair: 1 where x_t is shared or there is one side only, else 2.
     pub fn rows_per_pair(&self) -> usize {
         match self.latents {
-            PairLatents::Shared { .. } | PairLatents::Winners { .. } => 1,
+            PairLatents::Shared { .. } | PairLatents::Winners { .. } | PairLatents::Single { .. } => 1,
             PairLatents::Separate { .. } | PairLatents::Noised { .. } => 2,
         }
     }
 
     /// Whether the loss compares the policy with a reference.
     pub fn needs_reference(&self) -> bool {
-        !matches!(self.latents, PairLatents::Winners { .. })
+        !matches!(self.latents, PairLatents::Winners { .. } | PairLatents::Single { regularised: false, .. })
+    }
+
+    /// Whether there is a gradient where the clip has cut everything: that of the distance to the reference.
+    pub(super) fn regularised(&self) -> bool {
+        matches!(self.latents, PairLatents::Single { regularised: true, .. })
     }
 
     /// The pairs at `indices`, in that order (indices below `len`).
@@ -273,6 +334,12 @@ impl PairBatch {
             PairLatents::Winners { latents_w, noise } => Ok(Rows {
                 latents: latents_w.shallow_clone(),
                 sides: [noise.shallow_clone(), noise.shallow_clone()],
+                timesteps: self.timesteps.clone(),
+                prompts: self.prompts.clone(),
+            }),
+            PairLatents::Single { latents, next_latents, .. } => Ok(Rows {
+                latents: latents.shallow_clone(),
+                sides: [next_latents.shallow_clone(), next_latents.shallow_clone()],
                 timesteps: self.timesteps.clone(),
                 prompts: self.prompts.clone(),
             }),

@@ -83,7 +83,8 @@ impl ProbeLossSettings {
             let found = format!("gamma = {}, clip = {:?}", self.gamma, self.clip.0);
             return Err(refused("gamma", "0, and no clip: supervision has no reference", &found));
         }
-        let objective = Objective { beta: self.beta, entropy, clip: self.clip, flipper, safeguard: self.safeguard };
+        let objective =
+            Objective { beta: self.beta, entropy, clip: self.clip, flipper, safeguard: self.safeguard, kl_weight: 0.0 };
         objective.check()?;
         Ok(objective)
     }

@@ -4,6 +4,7 @@ use seedpo_rollout::{Ddim, NoisePredictor, Transition};
 use tch::{Kind, Tensor};
 
 use super::pairs::Rows;
+use super::policy_gradient::Steps;
 use super::safeguard::{loser_scale, scale_gradient};
 use super::{
     Flipper, LossOutput, Objective, PairBatch, PairLatents, Side, denoising_error, pairwise_loss, supervised_loss,
@@ -57,7 +58,7 @@ pub fn accumulate_step_pairs(
             two_pass(policy, reference, ddim, &part, objective, max_rows, grad_scale * share)?
         } else {
             let output = step_pair_loss(policy, reference, ddim, &part, objective)?;
-            if output.needs_grad().any().int64_value(&[]) != 0 {
+            if batch.regularised() || output.needs_grad().any().int64_value(&[]) != 0 {
                 (&output.loss * (grad_scale * share)).f_backward()?;
             }
             output
@@ -126,14 +127,16 @@ enum PolicySides {
     Residuals([Tensor; 2]),
     /// The same of winners that nothing is compared with.
     Winners(Tensor),
+    /// Single steps, which the policy that drew them is compared with.
+    Single(Steps),
 }
 
 impl PolicySides {
     /// ∂ℓ_θ/∂ε_θ of a side, `[B, C, h, w]`.
     fn likelihood_gradient(&self, rows: &Rows, ddim: &Ddim, side: usize) -> Result<Tensor> {
         match self {
-            // Supervision has no likelihood on a side.
-            Self::Winners(residual) => Ok(residual.zeros_like()),
+            // There are no sides.
+            Self::Winners(_) | Self::Single(_) => Ok(rows.sides[side].zeros_like()),
             Self::Residuals(residuals) => {
                 let per_row = residuals[side].numel() as f64 / residuals[side].size()[0] as f64;
                 Ok(&residuals[side] / per_row)
@@ -161,6 +164,11 @@ fn compare(
         let output = supervised_loss(&denoising_error(noise_pred, noise), &batch.decided, batch.weights.as_deref())?;
         let residual = (noise - noise_pred).detach();
         return Ok(Compared { output, policy: PolicySides::Winners(residual), signs: None });
+    }
+    if let PairLatents::Single { scalars, .. } = &batch.latents {
+        let steps = Steps::new(rows, ddim, scalars, noise_pred, noise_ref)?;
+        let output = steps.loss(batch, objective)?;
+        return Ok(Compared { output, policy: PolicySides::Single(steps), signs: None });
     }
     let Some(noise_ref) = noise_ref else {
         let (what, expected) = ("the reference's prediction".into(), "one for every pair".into());
@@ -232,6 +240,9 @@ fn noise_gradient(rows: &Rows, ddim: &Ddim, objective: &Objective, compared: &Co
         let counts = output.decided.to_kind(Kind::Float);
         let counts = output.weights.as_ref().map_or_else(|| counts.shallow_clone(), |weights| &counts * weights);
         return Ok(residual * counts.reshape([-1, 1, 1, 1]) * (-2.0 / residual.numel() as f64));
+    }
+    if let PolicySides::Single(steps) = &compared.policy {
+        return steps.noise_gradient(rows, ddim, objective, output);
     }
     let margin_slope = output.margin_gradient(objective.beta);
     let side = |s: usize| -> Result<Tensor> {

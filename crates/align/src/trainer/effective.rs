@@ -16,6 +16,7 @@ impl Trainer<'_> {
         line("model", format!("{} ({:?} on {:?})", config.model, model.unet.kind(), model.device()));
         let pairs_from = match self.method.pairs {
             PairsFrom::Trajectories => "two trajectories per prompt".to_string(),
+            PairsFrom::Samples => "none: single trajectories and their rewards".to_string(),
             PairsFrom::Images => format!("{} of image files", self.items()),
             PairsFrom::WinnersAndSamples => {
                 format!("{} winners of image files against the reference's samples", self.items())
@@ -70,6 +71,7 @@ impl Trainer<'_> {
             PairsFrom::Images => "image pairs",
             PairsFrom::WinnersAndSamples => "pairs of winner and sample",
             PairsFrom::Winners => "winners",
+            PairsFrom::Samples => "trajectories",
         };
         line("batch", format!("{per_update} {pairs} per update, {} at once", self.pairs_at_once()));
         line(
@@ -116,13 +118,14 @@ impl Trainer<'_> {
     fn images_per_prompt(&self) -> usize {
         match self.method.pairs {
             PairsFrom::Trajectories | PairsFrom::Images | PairsFrom::WinnersAndSamples => 2,
-            PairsFrom::Steps | PairsFrom::Winners => 1,
+            PairsFrom::Steps | PairsFrom::Winners | PairsFrom::Samples => 1,
         }
     }
 
     /// Whether a pair is trained on at every step of its trajectories.
     pub(super) fn joins_steps(&self) -> bool {
-        self.method.pairs == PairsFrom::Trajectories && self.method.likelihood == Likelihood::Transition
+        let whole = matches!(self.method.pairs, PairsFrom::Trajectories | PairsFrom::Samples);
+        whole && self.method.likelihood == Likelihood::Transition
     }
 
     /// Updates of the whole run where the settings fix it. SPO's number of pairs is known only afterwards.

@@ -106,6 +106,7 @@ impl Trainer<'_> {
             PairsFrom::Trajectories => (2 * at_once, 2 * steps - 1, 2, 1, if self.joins_steps() { steps } else { 1 }),
             PairsFrom::Images | PairsFrom::Winners => (0, 0, 0, 1, 1),
             PairsFrom::WinnersAndSamples => (at_once, steps, 0, 1, 1),
+            PairsFrom::Samples => (at_once, steps, 1, 1, steps),
             PairsFrom::Steps => {
                 let branching = steps - divert;
                 let wide = branching > 1;
@@ -118,7 +119,7 @@ impl Trainer<'_> {
         let judged = match self.method.pairs {
             _ if self.parts.store.is_some() => 0,
             PairsFrom::Steps => at_once * candidates,
-            PairsFrom::Trajectories => at_once,
+            PairsFrom::Trajectories | PairsFrom::Samples => at_once,
             PairsFrom::Images | PairsFrom::WinnersAndSamples | PairsFrom::Winners => 0,
         };
         let previews = if config.validation_steps == 0 { 0 } else { self.validation_prompts().len() * images };

@@ -115,6 +115,7 @@ impl Trainer<'_> {
         (self.adapter, self.rollout_adapter, self.optimizer) = (state.adapter, state.rollout_adapter, state.optimizer);
         (self.average, self.references) = (state.average, state.references);
         (self.position, self.saved, self.rolled_back_to) = (state.position, state.saved, Some(step));
+        (self.rewards_before, self.rewards) = (state.rewards.clone(), state.rewards);
         self.previewed = previewed_step(&run, step)?;
         self.stream = self.prompt_stream();
         // What was decoded ahead was for the other order.

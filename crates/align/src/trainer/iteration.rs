@@ -5,13 +5,13 @@ use super::opponents::Sampling;
 use super::reference::Reference;
 use super::renoise::renoised;
 use super::rollout::RolloutContext;
-use super::samples::Samples;
+use super::samples::{Pairs, Samples};
 use super::stream::Slot;
 use super::tally::{Means, Tally};
 use super::{BARREN_LIMIT, Finished, Trainer, on_policy};
 use crate::error::{Error, Result};
 use crate::guard::{Trouble, Vitals};
-use crate::method::{Likelihood, PairsFrom};
+use crate::method::{Likelihood, PairsFrom, ReferencePolicy};
 use crate::metrics::{Record, UpdateMetrics, summary};
 use crate::objective::{PairBatch, accumulate_step_pairs};
 use crate::observer::{Observer, Phase};
@@ -56,8 +56,12 @@ impl Trainer<'_> {
             let this = Iteration { index, slots, texts, conditioning, merged: None };
             return self.updates(&this, &samples, observer, stop);
         }
-        let merged = self.rollout_adapter.merge(&self.parts.model.unet)?;
+        // The log-probabilities of single samples are trained against: merged weights would round them otherwise.
+        let alone = self.method.pairs == PairsFrom::Samples;
+        let merged =
+            if alone { self.rollout_adapter.detached() } else { self.rollout_adapter.merge(&self.parts.model.unet)? };
         let samples = self.draw(&slots, &texts, &conditioning, &merged, observer, stop)?;
+        let samples = self.with_advantages(samples, &slots);
         let transition = self.method.likelihood == Likelihood::Transition;
         let samples = if transition { samples } else { renoised(samples, &slots, self.parts.model, self.data_seed())? };
         let this = Iteration { index, slots, texts, conditioning, merged: Some(merged) };
@@ -90,6 +94,21 @@ impl Trainer<'_> {
     pub(super) fn rollout_guidance(&self) -> f64 {
         let (config, transition) = (&self.parts.config, self.method.likelihood == Likelihood::Transition);
         if transition { config.guidance_scale } else { config.sampling_guidance() }
+    }
+
+    /// The advantages of single samples' rewards; other samples as they are.
+    fn with_advantages(&mut self, mut samples: Samples, slots: &[Slot]) -> Samples {
+        if let Pairs::Samples(singles) = &mut samples.pairs {
+            let config = &self.parts.config;
+            let [keep, least] = [config.reward_history, config.reward_history_min].map(|n| n as usize);
+            let prompts: Vec<usize> = slots.iter().map(|slot| slot.prompt).collect();
+            // A checkpoint within the iteration holds what came before it, since resuming samples it again.
+            self.rewards_before = self.rewards.clone();
+            singles.advantages =
+                self.rewards.advantages(&prompts, &samples.rewards, keep, least, config.advantage_clip);
+            singles.regularised = self.method.reference != ReferencePolicy::None;
+        }
+        samples
     }
 
     pub(super) fn updates(

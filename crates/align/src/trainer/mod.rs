@@ -22,13 +22,15 @@ mod stream;
 mod tally;
 
 use crate::best::{CheckpointMetric, best_checkpoint, write_best};
-use crate::checkpoint::{ADAPTER_FILE, Checkpoint, EMA_ADAPTER_FILE, GUARD_FILE, Position, ROLLOUT_ADAPTER_FILE};
+use crate::checkpoint::{
+    ADAPTER_FILE, Checkpoint, EMA_ADAPTER_FILE, GUARD_FILE, Position, REWARDS_FILE, ROLLOUT_ADAPTER_FILE,
+};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::guard::{Guard, GuardOptions};
-use crate::method::Method;
+use crate::method::{Method, PairsFrom};
 use crate::metrics::Record;
-use crate::objective::Objective;
+use crate::objective::{Objective, RewardHistory};
 use crate::observer::Observer;
 use crate::optimizer::{LrSchedule, Optimizer};
 use crate::run_dir::RunDir;
@@ -101,6 +103,9 @@ pub struct Trainer<'a> {
     previewed: Option<u64>,
     checked_on_policy: bool,
     guard: Guard,
+    /// The rewards of single samples so far, and as they were before the current iteration.
+    rewards: RewardHistory,
+    rewards_before: RewardHistory,
     /// The guard has ended the run.
     guard_stopped: bool,
     /// The step of the checkpoint that the last roll-back led to.
@@ -139,7 +144,7 @@ impl<'a> Trainer<'a> {
         let schedule = LrSchedule::from_settings(config)?;
         let stream = PromptStream::new(config.seed, 1, 1, 1);
         let latent_shape = latent_shape(config, model)?;
-        let State { adapter, rollout_adapter, references, optimizer, average, position, guard, saved } =
+        let State { adapter, rollout_adapter, references, optimizer, average, position, guard, rewards, saved } =
             State::load(config, &method, model, checkpoint)?;
         let guard = Guard::new(GuardOptions::from_settings(config)?, guard);
         let scale = model.vae.config().scale_factor();
@@ -167,6 +172,8 @@ impl<'a> Trainer<'a> {
             saved,
             guard,
             guard_stopped: false,
+            rewards_before: rewards.clone(),
+            rewards,
             rolled_back_to: None,
         };
         trainer.stream = trainer.prompt_stream();
@@ -274,6 +281,11 @@ impl<'a> Trainer<'a> {
             }
             if let Some(average) = &self.average {
                 average.adapter.save(&folder.join(EMA_ADAPTER_FILE))?;
+            }
+            if self.method.pairs == PairsFrom::Samples {
+                let rewards = if within_iteration { &self.rewards_before } else { &self.rewards };
+                let text = serde_json::to_string(rewards).unwrap_or_default();
+                write_atomic(&folder.join(REWARDS_FILE), text.as_bytes())?;
             }
             let guard = serde_json::to_string_pretty(&self.guard.state).unwrap_or_default();
             write_atomic(&folder.join(GUARD_FILE), guard.as_bytes())?;

@@ -4,7 +4,7 @@ use super::Trainer;
 use super::rollout::decode;
 use crate::error::Result;
 use crate::forecast::{Cost, Piece};
-use crate::method::{Likelihood, PairsFrom};
+use crate::method::{Likelihood, PairsFrom, ReferencePolicy};
 use crate::objective::{Clip, Objective, PairBatch, PairLatents, accumulate_step_pairs};
 use seedpo_judge::to_u8;
 use seedpo_model::{Adapter, Conditioning, Policy};
@@ -76,6 +76,12 @@ impl Trainer<'_> {
             PairsFrom::Trajectories => {
                 PairLatents::Separate { latents_w: x(), next_latents_w, latents_l: x(), next_latents_l }
             }
+            PairsFrom::Samples => PairLatents::Single {
+                latents: x(),
+                next_latents: next_latents_w,
+                scalars: Tensor::ones([1, 2], (tch::Kind::Float, latents.device())),
+                regularised: self.method.reference != ReferencePolicy::None,
+            },
             _ => PairLatents::Shared { latents: x(), next_latents_w, next_latents_l },
         };
         Ok(PairBatch { latents, timesteps: vec![timestep], prompts: vec![0], decided: vec![true], weights: None })

@@ -23,7 +23,7 @@ pub fn renoised(samples: Samples, slots: &[Slot], model: &DiffusionModel, seed: 
         NoiseKey::new(seed, purpose).epoch(slots[prompt].pass).prompt(slots[prompt].prompt as u64)
     };
     let judged: Vec<Judged> = match &samples.pairs {
-        Pairs::Images(_) => return Ok(samples),
+        Pairs::Images(_) | Pairs::Samples(_) => return Ok(samples),
         Pairs::Steps(pairs) => {
             let of = |pair: &seedpo_rollout::StepPair| Judged {
                 clean: pair.pred_x0.each_ref().map(Tensor::shallow_clone),

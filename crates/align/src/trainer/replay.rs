@@ -35,6 +35,11 @@ impl Trainer<'_> {
     ///
     /// Errors: those of sampling and judging; a folder that holds something else; settings without a number of passes.
     pub fn roll_out(&mut self, folder: &Path, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Finished> {
+        if self.method.pairs == PairsFrom::Samples {
+            let expected =
+                "a method whose rollouts give pairs: a policy gradient needs samples of the policy as it stands".into();
+            return Err(Error::Setting { key: "method".into(), expected, found: self.method.name.into() });
+        }
         let iterations = self.planned_iterations()?;
         let prompts = self.parts.prompts.clone();
         let mut store = Store::create(folder, self.store_settings(), self.store_origin(), &prompts, iterations)?;
@@ -53,8 +58,8 @@ impl Trainer<'_> {
             let stored = match pairs {
                 Pairs::Steps(pairs) => Stored::Steps(pairs),
                 Pairs::Trajectories(pair, preferences) => Stored::Trajectories(pair, preferences),
-                // No rollout makes them.
-                Pairs::Images(_) => continue,
+                // No rollout makes them; refused above.
+                Pairs::Images(_) | Pairs::Samples(_) => continue,
             };
             let prompts: Vec<usize> = slots.iter().map(|slot| slot.prompt).collect();
             store.add(&stored, &prompts, tied as u64)?;

@@ -1,6 +1,6 @@
 //! Sampling, decoding, judging and pairing one prompt batch with the merged adapter.
 
-use super::samples::{Pairs, Samples, join};
+use super::samples::{Pairs, Samples, Singles, join, join_rows};
 use super::stream::Slot;
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
@@ -10,7 +10,8 @@ use crate::observer::{Observer, Phase};
 use seedpo_judge::{Judge, StepJudge, to_u8};
 use seedpo_model::{Adapter, Conditioning, DiffusionModel, Policy};
 use seedpo_rollout::{
-    BranchOptions, Cost, Ddim, GuidedPolicy, NoisePredictor, StepPair, Trajectory, branch, initial_noise, sample_pair,
+    BranchOptions, Cost, Ddim, GuidedPolicy, NoisePredictor, StepPair, Trajectory, branch, initial_noise, sample,
+    sample_pair, step_noise,
 };
 use seedpo_tensor::NoiseKey;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -86,9 +87,10 @@ impl RolloutContext<'_> {
             match pairs_from {
                 PairsFrom::Steps => self.branches(&predictor, &x_t, &rows, &keys, texts, &mut on_step),
                 PairsFrom::Trajectories => self.trajectories(&predictor, &x_t, &rows, &keys, texts, &mut on_step),
+                PairsFrom::Samples => self.singles(&predictor, &x_t, &rows, &keys, texts, &mut on_step),
                 PairsFrom::Images | PairsFrom::WinnersAndSamples | PairsFrom::Winners => Err(Error::Input {
                     what: "pairs to sample".into(),
-                    expected: "trajectories or steps".into(),
+                    expected: "trajectories, steps or samples".into(),
                     found: "image files, which are not sampled".into(),
                 }),
             }
@@ -165,6 +167,37 @@ impl RolloutContext<'_> {
         })
     }
 
+    /// One trajectory per row; the advantages are for the caller, who knows the other rows.
+    fn singles(
+        &self,
+        predictor: &dyn NoisePredictor,
+        x_t: &Tensor,
+        rows: &[usize],
+        keys: &[NoiseKey],
+        texts: &[&str],
+        on_step: &mut dyn FnMut(usize, usize),
+    ) -> Result<Samples> {
+        let started = Instant::now();
+        let mut noise = |step: usize| Some(step_noise(keys, step, self.latent_shape));
+        let trajectory = sample(predictor, x_t, rows, self.ddim, &mut noise, on_step)?;
+        let seconds_rollout = started.elapsed().as_secs_f64();
+        let of: Vec<&str> = rows.iter().map(|&row| texts[row]).collect();
+        let images = decode(self.model, trajectory.final_latents(), self.chunk())?;
+        Ok(Samples {
+            tied: 0,
+            rewards: self.judge.score(&to_u8(&images)?, &of)?,
+            cost: trajectory.cost,
+            pairs: Pairs::Samples(Singles {
+                trajectory,
+                prompts: rows.to_vec(),
+                advantages: Vec::new(),
+                regularised: false,
+            }),
+            seconds_rollout,
+            seconds_judge: started.elapsed().as_secs_f64() - seconds_rollout,
+        })
+    }
+
     fn chunk(&self) -> usize {
         self.config.rollout_batch_size as usize
     }
@@ -180,6 +213,7 @@ pub fn decode(model: &DiffusionModel, latents: &Tensor, chunk: usize) -> seedpo_
 
 fn merge_parts(parts: Vec<Samples>) -> Result<Samples> {
     let (mut step_pairs, mut trajectories, mut all_preferences) = (Vec::new(), Vec::new(), Vec::new());
+    let mut singles: Vec<Singles> = Vec::new();
     let (mut rewards, mut cost) = (Vec::new(), Cost::default());
     let (mut tied, mut seconds_rollout, mut seconds_judge) = (0, 0.0, 0.0);
     for part in parts {
@@ -194,13 +228,18 @@ fn merge_parts(parts: Vec<Samples>) -> Result<Samples> {
                 trajectories.push(pair);
                 all_preferences.extend(preferences);
             }
+            Pairs::Samples(part) => singles.push(part),
             // No rollout makes them.
             Pairs::Images(_) => {}
         }
     }
     // By step, then prompt, however the batch was cut: the order that updates shuffle must not depend on it.
     step_pairs.sort_by_key(|pair: &StepPair| (std::cmp::Reverse(pair.timestep), pair.prompt));
-    let pairs = if trajectories.is_empty() {
+    let pairs = if !singles.is_empty() {
+        let trajectory = join_rows(&singles.iter().map(|part| &part.trajectory).collect::<Vec<_>>())?;
+        let prompts = singles.iter().flat_map(|part| part.prompts.iter().copied()).collect();
+        Pairs::Samples(Singles { trajectory, prompts, advantages: Vec::new(), regularised: false })
+    } else if trajectories.is_empty() {
         Pairs::Steps(step_pairs)
     } else {
         Pairs::Trajectories(join(trajectories)?, all_preferences)

@@ -6,6 +6,19 @@ use seedpo_rollout::{Cost, StepPair, Trajectory, TrajectoryPair};
 use seedpo_tensor::NoiseKey;
 use tch::Tensor;
 
+/// Single trajectories and what their rewards were worth.
+#[derive(Debug)]
+pub struct Singles {
+    /// A row per sample.
+    pub trajectory: Trajectory,
+    /// The prompt of each row, an index into the iteration's texts.
+    pub prompts: Vec<usize>,
+    /// The advantage of each row.
+    pub advantages: Vec<f64>,
+    /// Whether the loss has a reference.
+    pub regularised: bool,
+}
+
 /// The preference pairs of one iteration.
 #[derive(Debug)]
 pub enum Pairs {
@@ -13,6 +26,8 @@ pub enum Pairs {
     Steps(Vec<StepPair>),
     /// D3PO: two trajectories per row, and who won.
     Trajectories(TrajectoryPair, Vec<Preference>),
+    /// DDPO: one trajectory per row.
+    Samples(Singles),
     /// Noised images: winners and losers (Diffusion-DPO), or winners (SFT; SePPO, whose updates draw the other side).
     Images(PairBatch),
 }
@@ -40,6 +55,7 @@ impl Pairs {
         match self {
             Self::Steps(pairs) => (0..pairs.len()).collect(),
             Self::Images(batch) => (0..batch.len()).collect(),
+            Self::Samples(singles) => (0..singles.prompts.len()).collect(),
             Self::Trajectories(_, preferences) => {
                 (0..preferences.len()).filter(|&i| preferences[i].decided()).collect()
             }
@@ -79,18 +95,14 @@ impl Pairs {
                 }
                 Self::Images(batch) => batches.push(batch.select(part)?),
                 Self::Trajectories(pair, preferences) => {
-                    let steps = pair.sides[0].timesteps.len();
-                    let orders: Vec<_> =
-                        (0..pair.prompts.len()).map(|row| key.prompt(row as u64).permutation(steps)).collect();
-                    let turns: Vec<usize> = (0..steps).collect();
-                    for turns in turns.chunks((at_once / part.len()).max(1)) {
-                        let at = |&turn: &usize| {
-                            let now: Vec<usize> = orders.iter().map(|order| order[turn]).collect();
-                            PairBatch::from_trajectories(pair, preferences, &now)?.select(part)
-                        };
-                        let joined = turns.iter().map(at).collect::<Result<Vec<_>>>()?;
-                        batches.push(PairBatch::join(&joined)?);
-                    }
+                    let of = |now: &[usize]| PairBatch::from_trajectories(pair, preferences, now);
+                    let size = (pair.prompts.len(), pair.sides[0].timesteps.len());
+                    batches.extend(over_steps(size, part, at_once, key, &of)?);
+                }
+                Self::Samples(Singles { trajectory, prompts, advantages, regularised }) => {
+                    let of =
+                        |now: &[usize]| PairBatch::from_samples(trajectory, prompts, advantages, now, *regularised);
+                    batches.extend(over_steps((prompts.len(), trajectory.timesteps.len()), part, at_once, key, &of)?);
                 }
             }
         }
@@ -98,16 +110,39 @@ impl Pairs {
     }
 }
 
+/// The rows `part` of rollouts of `rows` rows and `steps` steps, as many steps in a batch as fit into `at_once` pairs. `of`
+/// makes the batch of all rows, each at a step of its own.
+fn over_steps(
+    (rows, steps): (usize, usize),
+    part: &[usize],
+    at_once: usize,
+    key: NoiseKey,
+    of: &dyn Fn(&[usize]) -> Result<PairBatch>,
+) -> Result<Vec<PairBatch>> {
+    let orders: Vec<_> = (0..rows).map(|row| key.prompt(row as u64).permutation(steps)).collect();
+    let turns: Vec<usize> = (0..steps).collect();
+    let joined = |turns: &[usize]| {
+        let at = |&turn: &usize| {
+            let now: Vec<usize> = orders.iter().map(|order| order[turn]).collect();
+            of(&now)?.select(part)
+        };
+        PairBatch::join(&turns.iter().map(at).collect::<Result<Vec<_>>>()?)
+    };
+    turns.chunks((at_once / part.len()).max(1)).map(joined).collect()
+}
+
+/// Trajectories of the same steps as one, row after row. `parts` is not empty.
+pub fn join_rows(parts: &[&Trajectory]) -> Result<Trajectory> {
+    let stage = |i: usize| Tensor::f_cat(&parts.iter().map(|t| &t.latents[i]).collect::<Vec<_>>(), 0);
+    let latents = (0..parts[0].latents.len()).map(stage).collect::<Result<Vec<_>, _>>()?;
+    let log_probs: Option<Vec<&Tensor>> = parts.iter().map(|t| t.log_probs.as_ref()).collect();
+    let log_probs = log_probs.map(|parts| Tensor::f_cat(&parts, 0)).transpose()?;
+    Ok(Trajectory { latents, timesteps: parts[0].timesteps.clone(), log_probs, cost: Cost::default() })
+}
+
 /// Rollouts of parts of a prompt batch as one. `parts` is not empty.
 pub fn join(parts: Vec<TrajectoryPair>) -> Result<TrajectoryPair> {
-    let side = |s: usize| -> Result<Trajectory> {
-        let of: Vec<&Trajectory> = parts.iter().map(|p| &p.sides[s]).collect();
-        let stage = |i: usize| Tensor::f_cat(&of.iter().map(|t| &t.latents[i]).collect::<Vec<_>>(), 0);
-        let latents = (0..of[0].latents.len()).map(stage).collect::<Result<Vec<_>, _>>()?;
-        let log_probs: Option<Vec<&Tensor>> = of.iter().map(|t| t.log_probs.as_ref()).collect();
-        let log_probs = log_probs.map(|parts| Tensor::f_cat(&parts, 0)).transpose()?;
-        Ok(Trajectory { latents, timesteps: of[0].timesteps.clone(), log_probs, cost: Cost::default() })
-    };
+    let side = |s: usize| join_rows(&parts.iter().map(|p| &p.sides[s]).collect::<Vec<_>>());
     let sides = [side(0)?, side(1)?];
     let mut cost = Cost::default();
     parts.iter().for_each(|p| cost += p.cost);

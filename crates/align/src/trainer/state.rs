@@ -1,16 +1,18 @@
 //! What updates change: read from a checkpoint, or begun anew.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use seedpo_model::{Adapter, DiffusionModel};
+use seedpo_tensor::read_text;
 
 use super::lora_config;
 use super::reference::References;
-use crate::checkpoint::{ADAPTER_FILE, Checkpoint, EMA_ADAPTER_FILE, Position, ROLLOUT_ADAPTER_FILE};
+use crate::checkpoint::{ADAPTER_FILE, Checkpoint, EMA_ADAPTER_FILE, Position, REWARDS_FILE, ROLLOUT_ADAPTER_FILE};
 use crate::config::TrainConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::guard::GuardState;
 use crate::method::Method;
+use crate::objective::RewardHistory;
 use crate::optimizer::{Ema, Optimizer};
 
 /// The trained weights averaged over updates (`ema_decay`), as an adapter of its own.
@@ -42,6 +44,8 @@ pub struct State {
     pub average: Option<Average>,
     pub position: Position,
     pub guard: GuardState,
+    /// The rewards of samples so far, by prompt.
+    pub rewards: RewardHistory,
     /// The checkpoint this was read from, and its step.
     pub saved: Option<(u64, PathBuf)>,
 }
@@ -76,11 +80,23 @@ impl State {
         };
         let average = average.map(|average| Average::new(average, config.ema_decay));
         let (mut position, mut saved, mut guard) = (Position::default(), None, GuardState::default());
+        let mut rewards = RewardHistory::default();
         if let Some(checkpoint) = checkpoint {
             optimizer.load_state(checkpoint.optimizer, &checkpoint.folder)?;
             (position, guard) = (checkpoint.position, checkpoint.guard);
+            rewards = read_rewards(&checkpoint.folder)?;
             saved = Some((position.step, checkpoint.folder));
         }
-        Ok(Self { adapter, rollout_adapter, references, optimizer, average, position, guard, saved })
+        Ok(Self { adapter, rollout_adapter, references, optimizer, average, position, guard, rewards, saved })
     }
+}
+
+/// The rewards in a checkpoint's folder; none where the method keeps none. Errors: a damaged file.
+fn read_rewards(folder: &Path) -> Result<RewardHistory> {
+    let path = folder.join(REWARDS_FILE);
+    if !path.exists() {
+        return Ok(RewardHistory::default());
+    }
+    let reason = |e| format!("expected rewards by prompt: {e}; resume from another checkpoint folder");
+    serde_json::from_str(&read_text(&path)?).map_err(|e| Error::Run { path, reason: reason(e) })
 }

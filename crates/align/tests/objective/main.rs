@@ -7,5 +7,6 @@ mod denoising;
 mod fixture;
 mod optimum;
 mod parity;
+mod policy_gradient;
 mod pure;
 mod step_pairs;

@@ -12,6 +12,7 @@ pub fn objective(beta: f64, gamma: f64, form: EntropyForm, clip: Option<f64>) ->
         clip: Clip(clip),
         flipper: Flipper::Off,
         safeguard: None,
+        kl_weight: 0.0,
     }
 }
 
@@ -172,6 +173,7 @@ fn settings_out_of_range_are_named_and_negative_gamma_warns() {
             clip: Clip(clip),
             flipper: Flipper::Off,
             safeguard: None,
+            kl_weight: 0.0,
         };
         pairwise_loss(&side(&x[0], &x[2]), &side(&x[1], &x[3]), &objective, None, None, None).unwrap_err().to_string()
     };

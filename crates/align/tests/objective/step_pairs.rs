@@ -44,6 +44,7 @@ fn settings(clip: Option<f64>, gamma: f64) -> Objective {
         clip: Clip(clip),
         flipper: Flipper::Off,
         safeguard: None,
+        kl_weight: 0.0,
     }
 }
 
@@ -95,7 +96,9 @@ fn log_prob(predictor: &dyn NoisePredictor, ddim: &Ddim, batch: &PairBatch, side
         (PairLatents::Shared { latents, next_latents_l, .. }, _) => (latents, next_latents_l),
         (PairLatents::Separate { latents_w, next_latents_w, .. }, 0) => (latents_w, next_latents_w),
         (PairLatents::Separate { latents_l, next_latents_l, .. }, _) => (latents_l, next_latents_l),
-        (PairLatents::Noised { .. } | PairLatents::Winners { .. }, _) => panic!("a step's likelihood"),
+        (PairLatents::Noised { .. } | PairLatents::Winners { .. } | PairLatents::Single { .. }, _) => {
+            panic!("a step's likelihood")
+        }
     };
     let noise = tch::no_grad(|| predictor.predict(latents, &batch.timesteps, &batch.prompts)).unwrap();
     ddim.transition(&batch.timesteps, latents, &noise).unwrap().log_prob(next).unwrap()

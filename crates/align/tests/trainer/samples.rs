@@ -1,0 +1,38 @@
+//! DDPO and DPOK within a run. That they go on bit for bit is tested with the other methods.
+
+use super::*;
+
+#[test]
+fn single_samples_start_at_a_ratio_of_one_and_move() {
+    let model = common::tiny_model();
+    for (method, clip) in [("ddpo", 1e-4), ("dpok", 1e-4), ("ddpo", 0.0)] {
+        let folder = tempfile::tempdir().unwrap();
+        let config = TrainConfig { clip, kl_weight: 10.0, ..config(folder.path(), method) };
+        assert_eq!(start(&model, &config, &Colourfulness).run(&mut Silent, &STOP).unwrap(), Finished::Completed);
+        let updates = updates(&RunDir::open(&folder.path().join("run")).unwrap());
+        assert_eq!(updates.iter().map(|m| m.step).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6], "{method}");
+        // The policy that drew the samples is the policy: also in the third iteration, when the adapter is not 0.
+        for first in [&updates[0], &updates[2], &updates[4]] {
+            assert!((first.ratio_mean - 1.0).abs() < 1e-5 && first.clip_fraction == 0.0, "{method} {first:?}");
+            assert!(first.grad_norm > 0.0, "{method} {first:?}");
+        }
+        // The second update of an iteration is off the policy that drew its samples.
+        assert!((updates[1].ratio_mean - 1.0).abs() > 1e-5, "{method}");
+        assert_eq!(updates[1].clip_fraction > 0.0, clip > 0.0, "{method}");
+        // Only DPOK has a reference, and only its loss has the distance to it.
+        assert_eq!(updates[4].kl_to_reference > 0.0, method == "dpok");
+    }
+}
+
+#[test]
+fn what_needs_pairs_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |config: TrainConfig| config.validate().unwrap_err().to_string();
+    let good = config(folder.path(), "ddpo");
+    assert!(refused(TrainConfig { safeguard: true, ..good.clone() }).contains("no pairs"));
+    assert!(refused(TrainConfig { likelihood: "denoising-error".into(), ..good.clone() }).contains("no other"));
+    assert!(refused(TrainConfig { advantage_clip: 0.0, ..good.clone() }).contains("`advantage_clip`"));
+    let mut sharper = good;
+    sharper.entropy.gamma = 1.0;
+    assert!(refused(sharper).contains("entropy.gamma"));
+}
