@@ -15,7 +15,7 @@ TEST_THREADS = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=passive
 # `$(call need,program,how to get it)`: one clear line when a program is missing.
 need = @command -v $(1) >/dev/null 2>&1 || { echo "make: $(1) is missing. $(2)" >&2; exit 1; }
 
-.PHONY: help setup build demo test interop parity bench bench-sd15 bench-sd15-512 bench-memory gpu-check python emoji fmt clippy doc check clean tools
+.PHONY: help setup build demo test interop parity judge-parity judge-bench bench bench-sd15 bench-sd15-512 bench-memory gpu-check python emoji fmt clippy doc check clean tools
 
 help: ## list the targets
 	@echo "seedpo: align text-to-image diffusion models with preferences"; echo
@@ -66,6 +66,14 @@ interop: build python ## show with the real diffusers and peft that models and a
 
 parity: build python ## the U-Nets of SD 1.5 and SDXL at full width against diffusers (11 GB of memory, 6 GB of disk)
 	$(VENV) python/parity_full.py
+
+judge-parity: build python ## the judges at full width against their references (6 GB of memory and disk)
+	$(VENV) -m pip install --quiet --no-deps open_clip_torch torchvision==0.26.0 ftfy regex wcwidth timm
+	$(VENV) python/judge_parity.py --bf16
+
+judge-bench: build python ## pictures a second of each judge, beside PyTorch
+	$(VENV) -m pip install --quiet --no-deps open_clip_torch torchvision==0.26.0 ftfy regex wcwidth timm
+	$(VENV) python/judge_bench.py
 
 bench: build python ## the speed table on the built-in model, against PyTorch, in turns
 	$(VENV) python/bench.py emoji --model $(MODEL) --update docs/performance.md

@@ -10,11 +10,11 @@ largest score over pictures of odd sizes, in f32 and (with --bf16) in bf16, and 
 import argparse
 import gc
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -113,8 +113,8 @@ JUDGES = {"pickscore": pickscore, "hpsv2": hps("hpsv2"), "hpsv2.1-no-antialias":
 
 
 def ours(binary: str, name: str, folder: Path, dtype: str) -> tuple[list[float], float]:
-    """One probe per picture, for each its size; the scores and the seconds of all."""
-    scores, started = [], time.time()
+    """One probe per picture, for each its size; the scores, and the largest resident memory of any in GB."""
+    scores, memory = [], 0.0
     for at, (size, prompt) in enumerate(zip(PICTURES, PROMPTS)):
         settings = {"judge": name, "judge_path": str(folder), "prompts": [prompt]}
         if name == "spm":
@@ -122,9 +122,13 @@ def ours(binary: str, name: str, folder: Path, dtype: str) -> tuple[list[float],
         case, out = folder / "case.safetensors", folder / "out.safetensors"
         save_file({"images": torch.from_numpy(picture(*size))[None]}, case,
                   metadata={"what": "score", "settings": json.dumps(settings)})
-        subprocess.run([binary, "probe", "--case", case, "--out", out, "--dtype", dtype], check=True)
+        process = subprocess.Popen([binary, "probe", "--case", case, "--out", out, "--dtype", dtype])
+        _, status, usage = os.wait4(process.pid, 0)
+        if status != 0:
+            sys.exit(f"{name}: seedpo probe failed")
+        memory = max(memory, usage.ru_maxrss * 1024 / 1e9)
         scores.append(float(load_file(out)["scores"][0]))
-    return scores, time.time() - started
+    return scores, memory
 
 
 def main() -> None:
@@ -146,9 +150,9 @@ def main() -> None:
             gc.collect()
             row = []
             for dtype in ["f32", "bf16"] if args.bf16 else ["f32"]:
-                found, _ = ours(args.binary, name, folder, dtype)
+                found, memory = ours(args.binary, name, folder, dtype)
                 error = np.abs(np.subtract(found, expected)).max()
-                row.append(f"{dtype}: {error / np.abs(expected).max():.1e} relative, {error:.1e} absolute")
+                row.append(f"{dtype}: {error / np.abs(expected).max():.1e} relative, {error:.1e} absolute, {memory:.1f} GB")
                 failed |= dtype == "f32" and error / np.abs(expected).max() > LIMIT
             print(f"{name:22} {'; '.join(row)}; scores {[round(s, 5) for s in expected]}", flush=True)
     sys.exit(1 if failed else 0)

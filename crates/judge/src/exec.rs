@@ -24,6 +24,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// One that dies, or does not answer in time, is started anew and asked once more; then the judge fails. One that answers
 /// something else than scores is stopped at once: its next answer could belong to another question.
 pub struct ExecJudge {
+    name: String,
     command: String,
     program: String,
     arguments: Vec<String>,
@@ -46,8 +47,8 @@ impl ExecJudge {
         let Some(program) = words.next() else {
             return Err(Error::Exec { command: command.to_owned(), reason: "expected a command".into() });
         };
-        let (command, arguments) = (command.to_owned(), words.collect());
-        Ok(Self { command, program, arguments, timeout, process: RefCell::new(None) })
+        let (name, command, arguments) = (format!("exec:{command}"), command.to_owned(), words.collect());
+        Ok(Self { name, command, program, arguments, timeout, process: RefCell::new(None) })
     }
 
     fn ask(&self, job: &str, count: usize) -> Result<Vec<f64>> {
@@ -198,7 +199,7 @@ impl Drop for Process {
 
 impl Judge for ExecJudge {
     fn name(&self) -> &str {
-        &self.program
+        &self.name
     }
 
     fn unit(&self) -> &str {
@@ -225,6 +226,6 @@ impl Judge for ExecJudge {
 
 impl std::fmt::Debug for ExecJudge {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "exec:{}", self.command)
+        f.write_str(&self.name)
     }
 }

@@ -78,7 +78,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     let specs = JudgeSpec::list(&args.judge).context("--judge")?;
     let files = images::find(if args.paths.is_empty() { &args.images } else { &args.paths }).context("--images")?;
     let prompts = prompts_for(&files, args.prompts.as_deref())?;
-    let judges = load(&specs, context)?;
+    let columns = columns(&specs, load(&specs, context)?);
     let mut progress = context.progress("scoring", files.len(), "pictures");
     let mut rows = Vec::with_capacity(files.len());
     let mut waiting = files.into_iter().zip(prompts).peekable();
@@ -88,18 +88,18 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
         }
         let batch = next_batch(&mut waiting)?;
         progress.advance(batch.len());
-        rows.extend(score_batch(&judges, batch)?);
+        rows.extend(score_batch(&columns, batch)?);
     }
     progress.finish();
-    judges.iter().for_each(|judge| judges::note_statistics(judge.as_ref(), context));
+    columns.iter().for_each(|column| judges::note_statistics(column.judge.as_ref(), context));
     if let Some(path) = &args.jsonl {
-        write_atomic(path, jsonl(&judges, &rows).as_bytes()).context("--jsonl")?;
+        write_atomic(path, jsonl(&columns, &rows).as_bytes()).context("--jsonl")?;
     }
     if let Some(path) = &args.csv {
-        write_atomic(path, csv(&judges, &rows).as_bytes()).context("--csv")?;
+        write_atomic(path, csv(&columns, &rows).as_bytes()).context("--csv")?;
     }
-    output::print(&text_table(&judges, &rows))?;
-    Ok(gate(args.at_least, &judges, &rows))
+    output::print(&text_table(&columns, &rows))?;
+    Ok(gate(args.at_least, &columns, &rows))
 }
 
 fn prompts_for(files: &[PathBuf], given: Option<&Path>) -> Result<Vec<String>> {
@@ -123,6 +123,23 @@ pub fn load(specs: &[JudgeSpec], context: &Context) -> Result<Vec<Box<dyn Judge>
     let needs_device = specs.iter().any(|spec| spec.computes());
     let device = if needs_device { context.device()? } else { Device::Cpu };
     specs.iter().map(|spec| judges::build(spec, device, kind, context).context("--judge")).collect()
+}
+
+/// A judge and the name of its column.
+struct Column {
+    name: String,
+    judge: Box<dyn Judge>,
+}
+
+fn columns(specs: &[JudgeSpec], judges: Vec<Box<dyn Judge>>) -> Vec<Column> {
+    // The judge's own name, or where two share it the whole line.
+    let count = |name: &str| judges.iter().filter(|judge| judge.name() == name).count();
+    let names: Vec<String> = judges
+        .iter()
+        .zip(specs)
+        .map(|(judge, spec)| if count(judge.name()) > 1 { spec.to_string() } else { judge.name().to_owned() })
+        .collect();
+    names.into_iter().zip(judges).map(|(name, judge)| Column { name, judge }).collect()
 }
 
 /// Pictures scored in one pass.
@@ -152,12 +169,13 @@ fn next_batch(files: &mut std::iter::Peekable<impl Iterator<Item = (PathBuf, Str
     Ok(batch)
 }
 
-fn score_batch(judges: &[Box<dyn Judge>], batch: Vec<Waiting>) -> Result<Vec<Row>> {
+fn score_batch(columns: &[Column], batch: Vec<Waiting>) -> Result<Vec<Row>> {
     let pictures = Tensor::stack(&batch.iter().map(|w| &w.picture).collect::<Vec<_>>(), 0);
     let prompts: Vec<&str> = batch.iter().map(|w| w.prompt.as_str()).collect();
     let place = || batch.first().map(|w| w.file.display().to_string()).unwrap_or_default();
-    let scores =
-        judges.iter().map(|judge| judge.score(&pictures, &prompts).with_context(|| format!("from {}", place())));
+    let scores = columns
+        .iter()
+        .map(|column| column.judge.score(&pictures, &prompts).with_context(|| format!("from {}", place())));
     let scores = scores.collect::<Result<Vec<_>>>()?;
     let row = |(at, w): (usize, Waiting)| Row {
         file: w.file,
@@ -172,40 +190,40 @@ fn means(judges: usize, rows: &[Row]) -> Vec<f64> {
     (0..judges).map(mean).collect()
 }
 
-fn gate(at_least: Option<f64>, judges: &[Box<dyn Judge>], rows: &[Row]) -> Outcome {
+fn gate(at_least: Option<f64>, columns: &[Column], rows: &[Row]) -> Outcome {
     let mean = means(1, rows)[0];
     match at_least {
         Some(bound) if mean < bound => {
-            eprintln!("gate failed: {} expected a mean of at least {bound}, found {mean:.4}", judges[0].name());
+            eprintln!("gate failed: {} expected a mean of at least {bound}, found {mean:.4}", columns[0].name);
             Outcome::GateFailed
         }
         _ => Outcome::Done,
     }
 }
 
-fn text_table(judges: &[Box<dyn Judge>], rows: &[Row]) -> String {
-    let heading = judges.iter().map(|j| format!("{} [{}]", j.name(), j.unit()));
+fn text_table(columns: &[Column], rows: &[Row]) -> String {
+    let heading = columns.iter().map(|c| format!("{} [{}]", c.name, c.judge.unit()));
     let header: Vec<String> = std::iter::once("picture".to_owned()).chain(heading).collect();
     let line = |name: String, scores: &[f64]| -> Vec<String> {
         std::iter::once(name).chain(scores.iter().map(|s| format!("{s:.4}"))).collect()
     };
     let mut lines: Vec<Vec<String>> =
         rows.iter().map(|row| line(row.file.display().to_string(), &row.scores)).collect();
-    lines.push(line(format!("mean of {}", rows.len()), &means(judges.len(), rows)));
+    lines.push(line(format!("mean of {}", rows.len()), &means(columns.len(), rows)));
     output::table(&header, &lines)
 }
 
-fn jsonl(judges: &[Box<dyn Judge>], rows: &[Row]) -> String {
+fn jsonl(columns: &[Column], rows: &[Row]) -> String {
     let object = |row: &Row| {
         let scores: Map<String, Value> =
-            judges.iter().zip(&row.scores).map(|(j, s)| (j.name().to_owned(), json!(s))).collect();
+            columns.iter().zip(&row.scores).map(|(c, s)| (c.name.clone(), json!(s))).collect();
         json!({ "image": row.file.display().to_string(), "prompt": row.prompt, "scores": scores }).to_string() + "\n"
     };
     rows.iter().map(object).collect()
 }
 
-fn csv(judges: &[Box<dyn Judge>], rows: &[Row]) -> String {
-    let names = judges.iter().map(|j| j.name().to_owned());
+fn csv(columns: &[Column], rows: &[Row]) -> String {
+    let names = columns.iter().map(|column| quoted(&column.name));
     let mut lines =
         vec![["image".to_owned(), "prompt".to_owned()].into_iter().chain(names).collect::<Vec<_>>().join(",")];
     for row in rows {

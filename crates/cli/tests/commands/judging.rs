@@ -76,6 +76,9 @@ fn score_takes_several_judges_of_every_kind_and_pictures_of_any_size() {
     let judges = "pickscore=pick,exec:sh scorer.sh,worst(colourfulness, exec:sh scorer.sh),path:pick";
     done(&room, &["score", "--judge", judges, "pictures", "--csv", "s.csv"]);
     let text = std::fs::read_to_string(room.path("s.csv")).unwrap();
+    let header =
+        "image,prompt,pickscore=pick,exec:sh scorer.sh,\"worst(colourfulness, exec:sh scorer.sh)\",path:pick\n";
+    assert!(text.starts_with(header), "{text}");
     let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(',').collect()).collect();
     assert_eq!(lines.len(), 4, "{text}");
     // Two of one size go together, the third alone.
