@@ -61,7 +61,7 @@ pub struct Settings {
 }
 
 fn presets_help() -> String {
-    let list: Vec<String> = PRESETS.iter().map(|p| format!("{:<15} {}", p.name, p.source)).collect();
+    let list: Vec<String> = PRESETS.iter().map(|p| format!("{:<28} {}", p.name, p.source)).collect();
     format!("Start from a named set of settings; the file and the flags win over it:\n  {}\n", list.join("\n  "))
 }
 

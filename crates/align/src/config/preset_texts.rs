@@ -252,30 +252,35 @@ pub const EMOJI_FILES: &str = r#"
 rank = 4
 gradient_accumulation_steps = 1
 prompts = []
-validation_prompts = ["cat face", "red apple", "heart", "fish"]
+validation_prompts = ["cat face", "red apple", "heart", "fish", "tree", "car", "bird", "moon", "dog face", "house", "flower", "sun"]
+validation_images_per_prompt = 2
+max_train_steps = 60
 guidance_scale = 1.0
 sampling_guidance_scale = 5.0
 clip = 0.0
 adam_weight_decay = 1e-4
 prompts_per_iteration = 16
 train_batch_size = 16
-learning_rate = 1e-3
+learning_rate = 2e-3
+beta = 2000.0
 "#;
 
-pub const EMOJI_DIFFUSION_DPO: &str = "method = \"diffusion-dpo\"\nbeta = 500.0\n";
+pub const EMOJI_DIFFUSION_DPO: &str = "method = \"diffusion-dpo\"\nlearning_rate = 3e-3\n";
 
 pub const EMOJI_SEPPO: &str = r#"
 method = "seppo"
 reference = "random-history"
 reference_save_steps = 10
 flipper = "sign"
-beta = 500.0
 "#;
 
 /// See [`SEE_SEPPO`].
 pub const EMOJI_SEE_SEPPO: &str = "beta = 20.0\n";
 
-pub const EMOJI_SPIN: &str = "method = \"spin\"\nreference = \"latest\"\nreference_save_steps = 25\nbeta = 500.0\n";
+/// With γ above 0 the reference's own preference enters the margin, which at a tenth of β does not saturate the loss.
+pub const EMOJI_SEE_FILES: &str = "beta = 200.0\n";
+
+pub const EMOJI_SPIN: &str = "method = \"spin\"\nreference = \"latest\"\nreference_save_steps = 25\n";
 
 pub const EMOJI_SFT: &str = "method = \"sft\"\n";
 

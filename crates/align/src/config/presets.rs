@@ -46,8 +46,8 @@ const DDPO_CODE: &str = "Source: the PyTorch code kvablack/ddpo-pytorch, config/
 const DPOK_CODE: &str = "Source: google-research/dpok, train_online_pg.py (learning rate, gradient norm, KL weight). Departures: DDPO's \
     advantages in the place of its learned value function, DDPO's two-sided clipped objective, and the KL of the paper, where the code \
     penalises the squared difference of noise predictions.";
-const EMOJI_PAIRS: &str =
-    "Data: pictures of the built-in model itself serve as pairs (docs/methods.md section 4.7 says how).";
+const EMOJI_PAIRS: &str = "Data: pictures of the built-in model itself serve as pairs: `seedpo rollout --preset d3po-emoji \
+    --num-train-epochs 12 --images pairs`, then --pairs-file pairs (docs/methods.md section 4.7).";
 
 macro_rules! presets {
     ($($name:literal: $source:literal, [$($layer:ident),*], [$($note:ident),*];)*) => {
@@ -87,13 +87,13 @@ presets! {
     "see-d3po-emoji": "tuned on the built-in model", [EMOJI, EMOJI_D3PO, SEE_EMOJI], [];
     "ddpo-emoji": "tuned on the built-in model", [EMOJI, EMOJI_DDPO], [];
     "diffusion-dpo-emoji": "tuned on the built-in model", [EMOJI, EMOJI_FILES, EMOJI_DIFFUSION_DPO], [EMOJI_PAIRS];
-    "see-diffusion-dpo-emoji": "tuned on the built-in model", [EMOJI, EMOJI_FILES, EMOJI_DIFFUSION_DPO, SEE_EMOJI],
+    "see-diffusion-dpo-emoji": "as diffusion-dpo-emoji", [EMOJI, EMOJI_FILES, EMOJI_DIFFUSION_DPO, SEE_EMOJI, EMOJI_SEE_FILES],
         [EMOJI_PAIRS];
     "seppo-emoji": "tuned on the built-in model", [EMOJI, EMOJI_FILES, EMOJI_SEPPO], [EMOJI_PAIRS];
-    "see-seppo-emoji": "tuned on the built-in model", [EMOJI, EMOJI_FILES, EMOJI_SEPPO, SEE_EMOJI, EMOJI_SEE_SEPPO],
+    "see-seppo-emoji": "as seppo-emoji", [EMOJI, EMOJI_FILES, EMOJI_SEPPO, SEE_EMOJI, EMOJI_SEE_SEPPO],
         [EMOJI_PAIRS, SEE_BETA];
     "spin-emoji": "tuned on the built-in model", [EMOJI, EMOJI_FILES, EMOJI_SPIN], [EMOJI_PAIRS];
-    "see-spin-emoji": "tuned on the built-in model", [EMOJI, EMOJI_FILES, EMOJI_SPIN, SEE_EMOJI], [EMOJI_PAIRS];
+    "see-spin-emoji": "as spin-emoji", [EMOJI, EMOJI_FILES, EMOJI_SPIN, SEE_EMOJI, EMOJI_SEE_FILES], [EMOJI_PAIRS];
     "sft-emoji": "tuned on the built-in model", [EMOJI, EMOJI_FILES, EMOJI_SFT], [EMOJI_PAIRS];
 }
 
