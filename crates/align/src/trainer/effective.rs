@@ -74,14 +74,17 @@ impl Trainer<'_> {
             PairsFrom::Samples => "trajectories",
         };
         line("batch", format!("{per_update} {pairs} per update, {} at once", self.pairs_at_once()));
-        line(
-            "beta, kappa, clip",
-            format!("{}, {:.4} (gamma {}), {}", config.beta, config.entropy.kappa(), config.entropy.gamma, config.clip),
-        );
-        line(
-            "learning rate",
-            format!("{:e}, {}, warm-up {}", config.learning_rate, config.lr_scheduler, config.lr_warmup_steps),
-        );
+        match self.method.pairs {
+            PairsFrom::Samples => line("clip, advantages", format!("{}, at most {}", config.clip, config.advantage_clip)),
+            _ => {
+                let (kappa, gamma) = (config.entropy.kappa(), config.entropy.gamma);
+                line("beta, kappa, clip", format!("{}, {kappa:.4} (gamma {gamma}), {}", config.beta, config.clip));
+            }
+        }
+        let (rate, warmup) = (config.learning_rate, config.lr_warmup_steps);
+        line("learning rate", format!("{rate:e}, {}, warm-up {warmup}, {}", config.lr_scheduler, config.optimizer));
+        let safeguard = if config.safeguard { format!(", safeguard {}", config.safeguard_mu) } else { String::new() };
+        line("guard", format!("{}{safeguard}", config.guard));
         let alpha = config.alpha();
         line(
             "adapter",

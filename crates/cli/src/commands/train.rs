@@ -37,7 +37,8 @@ any moment continues from its last checkpoint with --resume.";
 
 /// Align a model with preferences: sample, judge, pair, update, repeat.
 ///
-/// The method is SPO or D3PO, or from pairs of image files Diffusion-DPO, or from their winners SePPO, SPIN or SFT;
+/// The method is SPO or D3PO, or from pairs of image files Diffusion-DPO, or from their winners SePPO, SPIN or SFT, or
+/// without pairs DDPO or DPOK;
 /// `entropy.gamma` above 0 makes it its SEE form. Every setting can stand in a TOML file or be given as a flag; a method
 /// brings its published defaults, and presets hold whole published recipes (`seedpo presets list`).
 #[derive(clap::Args, Debug)]
