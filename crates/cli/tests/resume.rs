@@ -37,6 +37,8 @@ dtype = "f32"
 "#;
 /// Updates fall within iterations, so that checkpoints do too.
 const SPO: &str = "method = \"spo\"\nbeta = 10.0\ntrain_batch_size = 2\nentropy = { gamma = 1.0 }\n";
+/// Keeps rewards from iteration to iteration.
+const DDPO: &str = "method = \"ddpo\"\nclip = 0.1\ntrain_batch_size = 1\nreward_history = 3\nreward_history_min = 2\n";
 const D3PO: &str = "method = \"d3po\"\nbeta = 0.1\ntrain_batch_size = 1\n";
 /// Its references are drawn from snapshots, which checkpoints hold.
 const SEPPO: &str =
@@ -169,7 +171,7 @@ fn runs_killed_while_they_write_checkpoints_end_with_the_same_adapter() {
     let often =
         "checkpointing_steps = 1\noptimizer = \"adafactor\"\nema_decay = 0.9\ncheckpoint_metric = \"accuracy\"\n";
     let settings = COMMON.replace("checkpointing_steps = 2\n", often);
-    room.write("run.toml", format!("{PROMPTS}{settings}guard = \"roll-back\"\n{D3PO}"));
+    room.write("run.toml", format!("{PROMPTS}{settings}guard = \"roll-back\"\n{DDPO}"));
     assert!(finish(&room, start(&room, "whole")).success());
     let half_written = |run: &Path| {
         let names = fs::read_dir(run).into_iter().flatten().flatten().map(|entry| entry.file_name());

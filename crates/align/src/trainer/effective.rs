@@ -75,7 +75,9 @@ impl Trainer<'_> {
         };
         line("batch", format!("{per_update} {pairs} per update, {} at once", self.pairs_at_once()));
         match self.method.pairs {
-            PairsFrom::Samples => line("clip, advantages", format!("{}, at most {}", config.clip, config.advantage_clip)),
+            PairsFrom::Samples => {
+                line("clip, advantages", format!("{}, at most {}", config.clip, config.advantage_clip))
+            }
             _ => {
                 let (kappa, gamma) = (config.entropy.kappa(), config.entropy.gamma);
                 line("beta, kappa, clip", format!("{}, {kappa:.4} (gamma {gamma}), {}", config.beta, config.clip));
