@@ -274,6 +274,12 @@ pub fn heading(key: &str) -> &'static str {
     match key {
         "model" | "variant" | "prediction_type" | "tokenizer" | "prompts" | "prompts_file" | "judge"
         | "judge_scale" | "judge_dtype" | "judge_device" | "heldout_judge" => "Model, prompts, judges",
+        "pairs_file"
+        | "pair_weighting"
+        | "proportion_empty_prompts"
+        | "pairs_generator"
+        | "bad_rows_limit"
+        | "dataloader_num_workers" => "Dataset of pairs",
         "pairs" | "likelihood" | "flipper" => "Objective",
         _ if key.starts_with("reference") => "Objective",
         "steps"

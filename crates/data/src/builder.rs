@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::pairs::{Options, Pairs, Picture, Row};
 use crate::report::{BadRow, Reason, Report};
-use crate::table::Shard;
+use crate::table::{Cursors, Shard};
 
 /// Where a row comes from: an index into the sources, and its number there.
 #[derive(Debug, Clone, Copy)]
@@ -156,6 +156,7 @@ impl<'a> Builder<'a> {
     pub fn finish(self, path: &Path, layout: &'static str) -> Pairs {
         let Self { prompts, pictures, rows, sources, shards, mut report, .. } = self;
         report.pairs = rows.len() as u64;
-        Pairs { path: path.into(), layout, prompts, pictures, rows, sources, shards, report }
+        let cursors = Cursors::default();
+        Pairs { path: path.into(), layout, prompts, pictures, rows, sources, shards, cursors, report }
     }
 }

@@ -7,7 +7,7 @@ use image::RgbImage;
 use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::report::{BadRow, Reason, Report};
-use crate::table::Shard;
+use crate::table::{Cursors, Place, Shard};
 use crate::{open, picture};
 
 /// Which rows to take.
@@ -46,12 +46,8 @@ pub struct Pair<'a> {
 #[derive(Debug, Clone)]
 pub(crate) enum Picture {
     File(Box<Path>),
-    /// A cell of a parquet file: its shard, its row there, and which of the shard's two picture columns.
-    Cell {
-        shard: u32,
-        row: u32,
-        side: u8,
-    },
+    /// A cell of a parquet file.
+    Cell(Place),
 }
 
 /// A pair by the indices of its parts. `u32::MAX` = no loser.
@@ -75,6 +71,7 @@ pub struct Pairs {
     /// Names of the files that rows come from, and what a row is called there (`line`, `row`).
     pub(crate) sources: Vec<(String, &'static str)>,
     pub(crate) shards: Vec<Shard>,
+    pub(crate) cursors: Cursors,
     pub(crate) report: Report,
 }
 
@@ -163,7 +160,7 @@ impl Pairs {
     pub fn file(&self, id: PictureId) -> Option<&Path> {
         match &self.pictures[id.0 as usize] {
             Picture::File(path) => Some(path),
-            Picture::Cell { .. } => None,
+            Picture::Cell(_) => None,
         }
     }
 
@@ -173,10 +170,7 @@ impl Pairs {
         let bad = |place: String, detail: String| BadRow { place, reason: Reason::MissingPicture, detail };
         match &self.pictures[id.0 as usize] {
             Picture::File(path) => std::fs::read(path).map_err(|e| bad(path.display().to_string(), e.to_string())),
-            Picture::Cell { shard, row, side } => {
-                let shard = &self.shards[*shard as usize];
-                shard.picture(*row, *side).map_err(|e| bad(format!("{} row {row}", shard.name()), e))
-            }
+            Picture::Cell(place) => self.cursors.read(&self.shards, *place).map_err(|e| bad(self.picture_place(id), e)),
         }
     }
 
@@ -193,7 +187,7 @@ impl Pairs {
     fn picture_place(&self, id: PictureId) -> String {
         match &self.pictures[id.0 as usize] {
             Picture::File(path) => path.display().to_string(),
-            Picture::Cell { shard, row, side } => {
+            Picture::Cell(Place { shard, row, side }) => {
                 format!("{} row {row} picture {side}", self.shards[*shard as usize].name())
             }
         }

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::files::{DOWNLOADED, picture_named};
 use crate::pairs::Picture;
 use crate::report::Reason;
-use crate::table::{Cells, Table};
+use crate::table::{Cells, Place as Cell, Table};
 
 const CAPTION: &[&str] = &["caption", "prompt", "text"];
 const PICTURES: [&[&str]; 2] = [
@@ -75,7 +75,7 @@ fn read_file(path: &Path, builder: &mut Builder) -> Result<()> {
 /// The two pictures of a row: cells of the file, or files downloaded from the row's urls.
 fn sides(group: &Rows, row: usize, shard: Option<u32>, number: u32, folder: &Path) -> Result<[Picture; 2], Fault> {
     let side = |side: usize| match shard {
-        Some(shard) => Ok(Picture::Cell { shard, row: number, side: side as u8 }),
+        Some(shard) => Ok(Picture::Cell(Cell { shard, row: number, side: side as u8 })),
         None => {
             let text = |column: &[Option<String>]| column.get(row).cloned().flatten();
             let (uid, url) = (text(&group.uids[side]), text(&group.urls[side]));

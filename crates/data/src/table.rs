@@ -2,11 +2,11 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use parquet::basic::Type as Physical;
-use parquet::column::reader::{ColumnReader, get_column_reader};
-use parquet::data_type::ByteArray;
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader};
+use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::serialized_reader::SerializedPageReader;
@@ -135,23 +135,89 @@ impl Shard {
         self.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
-    /// The bytes of one picture. Pages before it are passed over unread; nothing is kept. Errors: an empty cell, a
-    /// damaged page.
-    pub fn picture(&self, row: u32, side: u8) -> Result<Vec<u8>, String> {
-        let row = u64::from(row);
-        let group = self.groups.partition_point(|group| group.first + group.rows <= row);
-        let group = self.groups.get(group).ok_or("no such row")?;
-        let column = group.pictures.get(usize::from(side)).ok_or("no such column")?;
-        let reader = reader(&self.path, column, group.rows as usize)?;
-        let ColumnReader::ByteArrayColumnReader(mut reader) = reader else { return Err("expected bytes".into()) };
-        let before = (row - group.first) as usize;
+    /// A place before the row in one of the two columns of pictures.
+    pub fn cursor(&self, place: Place) -> Result<Cursor, String> {
+        let (index, _) = self.group(place)?;
+        let group = &self.groups[index];
+        let column = group.pictures.get(usize::from(place.side)).ok_or("no such column")?;
+        match reader(&self.path, column, group.rows as usize)? {
+            ColumnReader::ByteArrayColumnReader(reader) => {
+                Ok(Cursor { shard: place.shard, side: place.side, group: index, next: 0, reader })
+            }
+            _ => Err("expected bytes".into()),
+        }
+    }
+
+    /// The bytes of one picture, read on from `cursor` (of this shard, see [`Shard::continues`]). Pages before it are
+    /// passed over unread. Errors: an empty cell, a damaged page; the cursor is then of no more use.
+    pub fn read(&self, cursor: &mut Cursor, place: Place) -> Result<Vec<u8>, String> {
+        let (_, row) = self.group(place)?;
         let (mut values, mut levels) = (Vec::new(), Vec::new());
-        let read = |e: ParquetError| e.to_string();
-        if reader.skip_records(before).map_err(read)? != before {
+        let said = |e: ParquetError| e.to_string();
+        let between = (row - cursor.next) as usize;
+        if cursor.reader.skip_records(between).map_err(said)? != between {
             return Err("the column ends before this row".into());
         }
-        reader.read_records(1, Some(&mut levels), None, &mut values).map_err(read)?;
-        values.first().map(|bytes| bytes.data().to_vec()).ok_or_else(|| "the cell is empty".into())
+        cursor.reader.read_records(1, Some(&mut levels), None, &mut values).map_err(said)?;
+        cursor.next = row + 1;
+        values.first().map(|bytes: &ByteArray| bytes.data().to_vec()).ok_or_else(|| "the cell is empty".into())
+    }
+
+    /// Whether `cursor` stands before `place` in the same row group.
+    pub fn continues(&self, cursor: &Cursor, place: Place) -> bool {
+        (cursor.shard, cursor.side) == (place.shard, place.side)
+            && self.group(place).is_ok_and(|(group, row)| cursor.group == group && cursor.next <= row)
+    }
+
+    /// The row group of a row, and the row's number in it.
+    fn group(&self, place: Place) -> Result<(usize, u64), String> {
+        let row = u64::from(place.row);
+        let index = self.groups.partition_point(|group| group.first + group.rows <= row);
+        let group = self.groups.get(index).ok_or("no such row")?;
+        Ok((index, row - group.first))
+    }
+}
+
+/// A cell: the index of its file, its row there, and which of the two columns of pictures.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub shard: u32,
+    pub row: u32,
+    pub side: u8,
+}
+
+/// A place in a column of pictures. It holds one page: what comes next there is read without decompressing it again.
+pub(crate) struct Cursor {
+    shard: u32,
+    side: u8,
+    group: usize,
+    next: u64,
+    reader: ColumnReaderImpl<ByteArrayType>,
+}
+
+/// The last place in each of the two columns, for whoever reads in order: some writers make pages of hundreds of pictures.
+#[derive(Default)]
+pub(crate) struct Cursors([Mutex<Option<Cursor>>; 2]);
+
+impl Cursors {
+    /// The bytes of a cell. Threads that read at once do not wait for each other. Errors: as [`Shard::read`].
+    pub fn read(&self, shards: &[Shard], place: Place) -> Result<Vec<u8>, String> {
+        let shard = shards.get(place.shard as usize).ok_or("no such file")?;
+        let Ok(mut last) = self.0[usize::from(place.side % 2)].try_lock() else {
+            return shard.read(&mut shard.cursor(place)?, place);
+        };
+        // The old page is let go before a new one is read.
+        let known = last.take().filter(|cursor| shard.continues(cursor, place));
+        let mut cursor = known.map_or_else(|| shard.cursor(place), Ok)?;
+        let bytes = shard.read(&mut cursor, place)?;
+        *last = Some(cursor);
+        Ok(bytes)
+    }
+}
+
+impl std::fmt::Debug for Cursors {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Cursors")
     }
 }
 
@@ -163,7 +229,7 @@ fn reader(path: &Path, column: &ColumnChunkMetaData, rows: usize) -> Result<Colu
 }
 
 fn all<T: parquet::data_type::DataType, V>(
-    mut reader: parquet::column::reader::ColumnReaderImpl<T>,
+    mut reader: ColumnReaderImpl<T>,
     rows: usize,
     defined: i16,
     convert: impl Fn(&T::T) -> V,

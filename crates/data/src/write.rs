@@ -93,6 +93,8 @@ impl PairWriter {
         } else {
             let schema = Arc::new(parse_message_type(SCHEMA).map_err(|e| Error::format(target, e.to_string()))?);
             let plain = WriterProperties::builder().set_compression(Compression::SNAPPY).set_dictionary_enabled(false);
+            // Small pages, so that any picture is reached by decompressing a MiB or so.
+            let plain = plain.set_write_batch_size(1).set_data_page_size_limit(1 << 20);
             let file = SerializedFileWriter::new(file, schema, Arc::new(plain.build()));
             Sink::Parquet { file: file.map_err(|e| Error::format(target, e.to_string()))?, group: Group::default() }
         };
