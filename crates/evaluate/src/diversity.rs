@@ -131,8 +131,8 @@ pub fn intensity_entropy(pixels: &[u8]) -> f64 {
             -share * share.log2()
         })
         .sum();
-    // One full bin gives −0; a metric that prints as "-0" would puzzle people.
-    entropy.max(0.0)
+    // One full bin gives −0; a metric that prints as "-0" would puzzle people. `max` may keep either zero, a sum may not.
+    entropy + 0.0
 }
 
 /// E1 and E2 of N image embeddings `[N, D]`: the von Neumann entropy and the order-2 Rényi entropy of K/N, where K
