@@ -1,7 +1,6 @@
 //! The judges that are a CLIP and a formula: PickScore, HPS, CLIPScore, the aesthetic predictor, the step-aware model.
 
 use seedpo_model::{ClipModel, ClipTokenizer};
-use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
 use crate::aesthetic::AestheticHead;
@@ -76,10 +75,7 @@ impl ClipJudge {
 
     /// Normalised image embeddings f32 `[B, P]`.
     fn image_embeddings(&self, images: &ImageBatch) -> Result<Tensor> {
-        let size = [images.width(), images.height()].map(|edge| (edge as u64).to_le_bytes()).concat();
-        let key = |pixels: &[u8]| Sha256::new().chain_update(&size).chain_update(pixels).finalize().into();
-        let keys: Vec<[u8; 32]> = images.pixels().map(key).collect();
-        self.images.rows(&keys, |missing| {
+        self.images.rows(&images.digests(), |missing| {
             let parts = missing.chunks(self.batch_size).map(|part| {
                 let batch = images.select(part);
                 let pixels = self.preparation.prepare(&batch, self.side() as usize)?;

@@ -16,6 +16,8 @@ use crate::{Error, ImageBatch, Judge, Result};
 const LONGEST_LINE: u64 = 16 << 20;
 /// Lines of its standard error that an error shows.
 const SHOWN_LINES: usize = 8;
+/// How many times as long it may take over the first batch, in which it may load a model.
+const FIRST: u32 = 5;
 /// How long it may take to end once its input is closed.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -39,7 +41,8 @@ struct Fault {
 }
 
 impl ExecJudge {
-    /// `command`: a program and its arguments, split at spaces. `timeout`: for one batch of pictures.
+    /// `command`: a program and its arguments, split at spaces. `timeout`: for one batch of pictures; the first one a
+    /// process is given may take five times as long.
     ///
     /// Errors: [`Error::Exec`] for an empty command.
     pub fn new(command: &str, timeout: Duration) -> Result<Self> {
@@ -108,7 +111,7 @@ impl ExecJudge {
                 }
             }
         });
-        Ok(Process { child, input: Some(input), lines, said })
+        Ok(Process { child, input: Some(input), lines, answered: false, said })
     }
 }
 
@@ -138,6 +141,7 @@ struct Process {
     /// Present until the process is told to end.
     input: Option<ChildStdin>,
     lines: Receiver<String>,
+    answered: bool,
     said: Arc<Mutex<VecDeque<String>>>,
 }
 
@@ -147,6 +151,7 @@ impl Process {
     }
 
     fn answer(&mut self, job: &str, timeout: Duration) -> std::result::Result<String, Fault> {
+        let timeout = if self.answered { timeout } else { timeout * FIRST };
         let Some(mut input) = self.input.take() else {
             return Err(Fault { reason: "it was told to end".into(), again: true });
         };
@@ -160,6 +165,7 @@ impl Process {
             }
         });
         let line = self.lines.recv_timeout(timeout);
+        self.answered |= line.is_ok();
         if line.is_ok() {
             self.input = written.recv_timeout(FAREWELL).ok();
         }

@@ -55,6 +55,8 @@ pub struct Found {
     judge: &'static JudgeInfo,
     paths: Vec<PathBuf>,
     files: Vec<(WeightFile, Content)>,
+    /// Files of a folder that could not be read: no concern, unless what is looked for is not there.
+    unreadable: Vec<String>,
 }
 
 const SUFFIXES: [&str; 6] = ["safetensors", "bin", "pt", "pth", "ckpt", "json"];
@@ -62,13 +64,17 @@ const SUFFIXES: [&str; 6] = ["safetensors", "bin", "pt", "pth", "ckpt", "json"];
 impl Found {
     /// Opens every weight file at `paths`: files, and folders with what is in them and one level below.
     ///
-    /// Errors: nothing there, or a file that is named and cannot be read.
+    /// Errors: nothing there, a file that is named and cannot be read, or a folder in which none can.
     pub fn open(judge: &'static JudgeInfo, paths: &[PathBuf]) -> Result<Self> {
-        let mut files = Vec::new();
+        let (mut files, mut unreadable) = (Vec::new(), Vec::new());
         for path in paths {
             if path.is_dir() {
-                let opened = weight_files(path).into_iter().map(|inside| WeightFile::open(&inside));
-                files.extend(opened.collect::<std::result::Result<Vec<_>, _>>()?);
+                for inside in weight_files(path) {
+                    match WeightFile::open(&inside) {
+                        Ok(file) => files.push(file),
+                        Err(error) => unreadable.push(error.to_string()),
+                    }
+                }
             } else if !path.exists() {
                 return Err(missing(judge, path, "nothing"));
             } else if is_weights(path) {
@@ -76,8 +82,12 @@ impl Found {
             }
         }
         let files = files.into_iter().map(|file| (Content::of(&file), file)).map(|(content, file)| (file, content));
-        let found = Self { judge, paths: paths.to_vec(), files: files.collect() };
-        if found.files.is_empty() { Err(missing(judge, &found.place(), "no weight file")) } else { Ok(found) }
+        let found = Self { judge, paths: paths.to_vec(), files: files.collect(), unreadable };
+        match (found.files.is_empty(), found.unreadable.is_empty()) {
+            (true, true) => Err(missing(judge, &found.place(), "no weight file")),
+            (true, false) => Err(missing(judge, &found.place(), &found.unreadable.join("; "))),
+            _ => Ok(found),
+        }
     }
 
     /// Each file and what it is.
@@ -105,7 +115,8 @@ impl Found {
             }
             (None, _) => {
                 let list = self.files.iter().map(|(f, c)| format!("{} ({})", f.path().display(), c.words()));
-                Err(self.unfit(expected, list.collect::<Vec<_>>().join(", ")))
+                let unreadable = self.unreadable.iter().map(|reason| format!("one that cannot be read ({reason})"));
+                Err(self.unfit(expected, list.chain(unreadable).collect::<Vec<_>>().join(", ")))
             }
         }
     }

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use seedpo_model::blip::{BertTokenizer, BlipConfig, BlipTextImage};
-use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
 use crate::aesthetic::AestheticHead;
@@ -71,13 +70,11 @@ impl Judge for ImageReward {
 
     fn judge(&self, images: &ImageBatch, prompts: &[&str]) -> Result<Vec<f64>> {
         let _no_grad = tch::no_grad_guard();
-        let size = [images.width(), images.height()].map(|edge| (edge as u64).to_le_bytes()).concat();
-        let all: Vec<&[u8]> = images.pixels().collect();
+        let digests = images.digests();
         let mut scores = Vec::with_capacity(prompts.len());
         let positions: Vec<usize> = (0..images.len()).collect();
         for part in positions.chunks(self.batch_size) {
-            let key = |at: &usize| Sha256::new().chain_update(&size).chain_update(all[*at]).finalize().into();
-            let keys: Vec<[u8; 32]> = part.iter().map(key).collect();
+            let keys: Vec<[u8; 32]> = part.iter().map(|at| digests[*at]).collect();
             let states = self.images.rows(&keys, |missing| {
                 let chosen: Vec<usize> = missing.iter().map(|at| part[*at]).collect();
                 let side = self.network.config().image_size as usize;

@@ -1,6 +1,7 @@
 //! Images on their way to a judge: u8 RGB, checked once.
 
 use crate::{Error, Result};
+use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 /// A batch of equally sized u8 RGB images in host memory.
@@ -28,6 +29,12 @@ impl ImageBatch {
         let flat = images.f_to_device(Device::Cpu)?.f_contiguous()?.f_view([-1])?;
         let pixels = Vec::<u8>::try_from(&flat)?;
         Ok(Self { pixels, count: count as usize, width: width as usize, height: height as usize })
+    }
+
+    /// A digest of each image, its size included: what it is known by in caches.
+    pub(crate) fn digests(&self) -> Vec<[u8; 32]> {
+        let size = [self.width, self.height].map(|edge| (edge as u64).to_le_bytes()).concat();
+        self.pixels().map(|pixels| Sha256::new().chain_update(&size).chain_update(pixels).finalize().into()).collect()
     }
 
     /// The images at these positions.

@@ -150,6 +150,11 @@ fn a_single_file_serves_where_shapes_tell_enough_and_errors_say_what_is_missing(
     };
     let text = message("hpsv2", &file);
     assert!(text.contains("num_attention_heads") && text.contains("open_clip_config.json"), "{text}");
+    // A file of another kind in the folder is passed over, but named where nothing fits.
+    std::fs::write(folder.path().join("rng_state.pth"), b"no weights").unwrap();
+    assert!(message("hpsv2", folder.path()).contains("num_attention_heads"));
+    assert!(message("spm", folder.path()).contains("rng_state.pth"));
+    std::fs::remove_file(folder.path().join("rng_state.pth")).unwrap();
     let text = message("imagereward", folder.path());
     assert!(text.contains("ImageReward") && text.contains("a CLIP (OpenCLIP)"), "{text}");
     let text = message("spm", folder.path());
