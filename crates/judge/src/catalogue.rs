@@ -75,7 +75,7 @@ const CATALOGUE: [JudgeInfo; 13] = [
     },
     JudgeInfo {
         name: "hpsv2.1",
-        aliases: &["hps-v2.1", "hpsv21", "hps2.1"],
+        aliases: &["hps-v2.1", "hpsv21", "hps2.1", "hpsv2-1", "hps-v2-1", "hps2-1"],
         unit: "cosine",
         description: "HPS v2.1: the same trained on more and cleaner preferences; not comparable with v2",
         weights: &[file("xswu/HPSv2", "HPS_v2.1_compressed.pt")],
@@ -142,7 +142,14 @@ const CATALOGUE: [JudgeInfo; 13] = [
     },
     JudgeInfo {
         name: "spm",
-        aliases: &["step-aware", "stepaware", "spm-sd15", "step-aware-preference-model", "spm-sd-v1-5"],
+        aliases: &[
+            "step-aware",
+            "stepaware",
+            "spm-sd15",
+            "step-aware-preference",
+            "step-aware-preference-model",
+            "spm-sd-v1-5",
+        ],
         unit: "logit",
         description: "SPO's step-aware preference model for SD 1.5: judges x̂0 at any timestep (0: a finished picture)",
         weights: &[file(SPM, "sd-v1-5_step-aware_preference_model.bin")],
