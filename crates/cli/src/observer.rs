@@ -155,6 +155,8 @@ fn scalars(m: &UpdateMetrics) -> Vec<(&'static str, f64)> {
         ("seconds/train", m.seconds_train),
     ];
     values.extend(m.loser_scale.map(|scale| ("train/loser_scale", scale)));
+    values.extend(m.flip_mean.map(|mean| ("train/flip_mean", mean)));
+    values.extend(m.reference_step.map(|step| ("policy/reference_step", step as f64)));
     // Only an iteration's first update carries its rollout.
     if m.seconds_rollout > 0.0 {
         values.extend([("seconds/rollout", m.seconds_rollout), ("seconds/judge", m.seconds_judge)]);
