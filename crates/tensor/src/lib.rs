@@ -3,6 +3,7 @@
 //! Everything above this crate speaks [`Tensor`]; everything that touches a file of weights goes through
 //! [`WeightFile`] and [`write_weights`], and every random draw through [`NoiseKey`].
 
+mod allocator;
 pub mod device;
 pub mod error;
 pub mod files;

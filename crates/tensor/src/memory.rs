@@ -110,8 +110,9 @@ pub struct PeakMeter {
 }
 
 impl PeakMeter {
-    /// Begins to watch.
+    /// Begins to watch, with freed memory given back to the system.
     pub fn start(device: Device) -> Self {
+        crate::allocator::release_freed();
         let (stop, highest) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(rss_bytes())));
         let (seen, done) = (highest.clone(), stop.clone());
         let watch = move || {

@@ -30,30 +30,33 @@ pub fn check(
     update: u64,
 ) -> Result<()> {
     let _guard = tch::no_grad_guard();
-    let sides: Vec<(&Tensor, &Tensor)> = match &batch.latents {
+    // Each x_t with what was drawn from it: one prediction serves all of those.
+    let sides: Vec<(&Tensor, Vec<&Tensor>)> = match &batch.latents {
         PairLatents::Shared { latents, next_latents_w, next_latents_l } => {
-            vec![(latents, next_latents_w), (latents, next_latents_l)]
+            vec![(latents, vec![next_latents_w, next_latents_l])]
         }
         PairLatents::Separate { latents_w, next_latents_w, latents_l, next_latents_l } => {
-            vec![(latents_w, next_latents_w), (latents_l, next_latents_l)]
+            vec![(latents_w, vec![next_latents_w]), (latents_l, vec![next_latents_l])]
         }
         PairLatents::Single { latents, next_latents, .. } => vec![(latents, next_latents)],
         // Noised images were drawn by no policy.
         PairLatents::Noised { .. } | PairLatents::Winners { .. } => return Ok(()),
     };
     let (mut low, mut high, mut squares, mut elements) = (f64::INFINITY, f64::NEG_INFINITY, 0.0, 0.0);
-    for (latents, next) in sides {
+    for (latents, drawn) in sides {
         let of = |p: &dyn NoisePredictor| {
             ddim.transition(&batch.timesteps, latents, &p.predict(latents, &batch.timesteps, &batch.prompts)?)
         };
         let (trained, sampled) = (of(training)?, of(rollout)?);
-        let ratio = trained.log_ratio(&sampled, next)?.exp();
-        low = low.min(ratio.min().double_value(&[]));
-        high = high.max(ratio.max().double_value(&[]));
-        let std = trained.std.reshape([-1, 1, 1, 1]);
-        let noise = (next.to_device(std.device()) - &trained.mean) / std;
-        squares += (&noise * &noise).sum(Kind::Double).double_value(&[]);
-        elements += noise.numel() as f64;
+        for next in drawn {
+            let ratio = trained.log_ratio(&sampled, next)?.exp();
+            low = low.min(ratio.min().double_value(&[]));
+            high = high.max(ratio.max().double_value(&[]));
+            let std = trained.std.reshape([-1, 1, 1, 1]);
+            let noise = (next.to_device(std.device()) - &trained.mean) / std;
+            squares += (&noise * &noise).sum(Kind::Double).double_value(&[]);
+            elements += noise.numel() as f64;
+        }
     }
     let limit = tolerance(base);
     // Written so that NaN fails.
