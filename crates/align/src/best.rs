@@ -116,8 +116,7 @@ mod tests {
     use crate::metrics::PreviewMetrics;
 
     fn preview(step: u64, reward_mean: f64, heldout_mean: Option<f64>) -> Record {
-        let (reward_std, measured, seconds) = (0.0, Default::default(), 0.0);
-        Record::Preview(PreviewMetrics { step, reward_mean, reward_std, heldout_mean, measured, seconds })
+        Record::Preview(PreviewMetrics { step, reward_mean, heldout_mean, ..PreviewMetrics::default() })
     }
 
     #[test]

@@ -18,13 +18,14 @@ mod prompts;
 pub mod run_dir;
 pub mod store;
 pub mod trainer;
+pub mod watch;
 
 pub use checkpoint::{ADAPTER_FILE, Checkpoint, Position};
 pub use config::TrainConfig;
 pub use error::{Error, Result};
 pub use forecast::Forecast;
 pub use method::{Likelihood, METHODS, Method, PairsFrom, ReferencePolicy, Shaping};
-pub use metrics::{GuardEvent, PreviewMetrics, Record, UpdateMetrics};
+pub use metrics::{GuardEvent, PreviewMetrics, Record, Score, UpdateMetrics, WatchEvent};
 pub use observer::{EffectiveSettings, Observer, ObserverError, Phase, Preview, Silent};
 pub use prompts::{load_prompts, read_prompts};
 pub use run_dir::RunDir;

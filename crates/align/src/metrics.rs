@@ -66,7 +66,7 @@ pub struct UpdateMetrics {
 }
 
 /// One round of previews, as written to `metrics.jsonl` with `"kind": "preview"`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PreviewMetrics {
     /// Updates applied before the previews were drawn; 0 is the base model.
     pub step: u64,
@@ -74,14 +74,58 @@ pub struct PreviewMetrics {
     pub reward_mean: f64,
     /// Their standard deviation (population).
     pub reward_std: f64,
-    /// Held-out judge's mean score, where one is set.
+    /// Preview images; 0 in runs of a version that did not count them.
+    #[serde(default)]
+    pub images: u64,
+    /// The first held-out judge's mean score, where one is set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heldout_mean: Option<f64>,
+    /// Every held-out judge's scores, by its name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub heldout: BTreeMap<String, Score>,
+    /// Per-element KL of one step to the reference policy, mean over steps of the previews' trajectories.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl_to_reference: Option<f64>,
     /// What the observer measured on the images, e.g. diversity by name.
     #[serde(default)]
     pub measured: BTreeMap<String, f64>,
     /// Seconds to draw and judge them.
     pub seconds: f64,
+}
+
+/// A judge's scores of several images.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    /// Their mean.
+    pub mean: f64,
+    /// Their standard deviation (population).
+    pub std: f64,
+}
+
+/// What the watch found and did (docs/reward-hacking.md), as written to `metrics.jsonl` with `"kind": "watch"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WatchEvent {
+    /// Updates applied before the preview that showed it.
+    pub step: u64,
+    /// `warn`, `stop` or `raise-gamma`.
+    pub action: String,
+    /// What was found.
+    pub what: String,
+    /// γ from now on, where it was raised.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gamma: Option<f64>,
+}
+
+impl WatchEvent {
+    /// What happened, for people.
+    pub fn sentence(&self) -> String {
+        let done = match (self.action.as_str(), self.gamma) {
+            (_, Some(gamma)) => format!("; γ is now {gamma}"),
+            ("stop", None) => "; the run ends".to_owned(),
+            _ => String::new(),
+        };
+        format!("this looks like reward hacking: {}{done}", self.what)
+    }
 }
 
 /// Something the guard saw and did (docs/stability.md), as written to `metrics.jsonl` with `"kind": "guard"`.
@@ -135,6 +179,8 @@ pub enum Record {
     Preview(PreviewMetrics),
     /// An event of the guard.
     Guard(GuardEvent),
+    /// A finding of the watch.
+    Watch(WatchEvent),
 }
 
 impl Record {
@@ -144,6 +190,7 @@ impl Record {
             Self::Update(m) => m.step,
             Self::Preview(m) => m.step,
             Self::Guard(event) => event.step,
+            Self::Watch(event) => event.step,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the trainer tells the outside: progress, metrics, pictures.
 
-use crate::metrics::{GuardEvent, PreviewMetrics, UpdateMetrics};
+use crate::metrics::{GuardEvent, PreviewMetrics, UpdateMetrics, WatchEvent};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -50,6 +50,8 @@ pub struct Preview<'a> {
     pub images: &'a Tensor,
     /// The judge's score of each image.
     pub scores: &'a [f64],
+    /// The clean latents, f32 `[P·N, C·h·w]`: what a diversity of embeddings can be measured on.
+    pub latents: &'a Tensor,
     /// The run folder.
     pub folder: &'a Path,
 }
@@ -74,6 +76,10 @@ pub trait Observer {
     /// Preview pictures; what it measures on them (diversity, by name) is added to `metrics.jsonl`.
     fn on_preview(&mut self, _preview: &Preview) -> Result<BTreeMap<String, f64>, ObserverError> {
         Ok(BTreeMap::new())
+    }
+    /// After a finding of the watch is in `metrics.jsonl`.
+    fn on_watch(&mut self, _event: &WatchEvent) -> Result<(), ObserverError> {
+        Ok(())
     }
     /// After the preview's line is in `metrics.jsonl`.
     fn on_preview_metrics(&mut self, _metrics: &PreviewMetrics) -> Result<(), ObserverError> {

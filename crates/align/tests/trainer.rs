@@ -107,7 +107,7 @@ fn open<'a>(
         prompts = image_pairs.iter().flat_map(|pairs| pairs.prompts()).map(str::to_owned).collect();
     }
     Trainer::new(
-        Parts { config: config.clone(), prompts, image_pairs, store: None, model, judge, heldout: Some(judge), run },
+        Parts { config: config.clone(), prompts, image_pairs, store: None, model, judge, heldout: vec![judge], run },
         checkpoint,
     )
     .unwrap()

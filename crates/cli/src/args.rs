@@ -4,7 +4,9 @@ use std::ffi::OsString;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{adapter, doctor, judge, pairs, presets, pretrain, probe, report, rollout, sample, score, train};
+use crate::commands::{
+    adapter, doctor, judge, pairs, presets, pretrain, probe, report, rollout, runs, sample, score, train,
+};
 
 const EXAMPLES: &str = "\
 Start here:
@@ -52,6 +54,8 @@ pub enum Command {
     Judge(judge::Args),
     /// Write report.html from run folders.
     Report(report::Args),
+    /// List runs, compare them, export their numbers.
+    Runs(runs::Args),
     /// Look into LoRA files, convert them between tools, merge them.
     Adapter(adapter::Args),
     /// Say whether this machine is ready: libtorch, CPU, memory, GPU, a model folder.

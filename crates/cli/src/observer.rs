@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use seedpo_align::metrics::{GuardEvent, PreviewMetrics, UpdateMetrics};
+use seedpo_align::metrics::{GuardEvent, PreviewMetrics, UpdateMetrics, WatchEvent};
 use seedpo_align::observer::{EffectiveSettings, Observer, ObserverError, Phase, Preview};
-use seedpo_evaluate::mean_diversity;
 use seedpo_evaluate::tensorboard::EventWriter;
+use seedpo_evaluate::{mean_diversity, mean_kernel_entropies};
 use seedpo_tensor::Tensor;
 
 use crate::commands::report;
@@ -102,6 +102,13 @@ impl Observer for RunObserver {
         Ok(())
     }
 
+    fn on_watch(&mut self, event: &WatchEvent) -> Result<()> {
+        let sentence = event.sentence();
+        self.progress.note(&format!("warning: {sentence}"));
+        self.events.text(event.step as i64, "watch", &sentence)?;
+        Ok(())
+    }
+
     fn on_preview(&mut self, preview: &Preview) -> Result<BTreeMap<String, f64>> {
         let sheet = sheet::write(&self.folder, preview)?;
         self.events.image(preview.step as i64, "previews", &sheet)?;
@@ -110,16 +117,17 @@ impl Observer for RunObserver {
         }
         let per_prompt: Vec<Tensor> = preview.images.f_split(preview.images_per_prompt as i64, 0)?;
         let measured = mean_diversity(&per_prompt)?;
-        let named =
-            [("rmse", measured.rmse), ("psnr", measured.psnr), ("ssim", measured.ssim), ("entropy", measured.entropy)];
-        Ok(named.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+        let kernel = mean_kernel_entropies(&preview.latents.f_split(preview.images_per_prompt as i64, 0)?)?;
+        let named = measured.named().into_iter().chain([("e1", kernel.e1), ("e2", kernel.e2)]);
+        Ok(named.map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
     fn on_preview_metrics(&mut self, m: &PreviewMetrics) -> Result<()> {
         let mut values = vec![("preview/reward_mean", m.reward_mean), ("preview/reward_std", m.reward_std)];
-        values.extend(m.heldout_mean.map(|mean| ("preview/heldout_mean", mean)));
-        let tags: Vec<(String, f64)> =
-            m.measured.iter().map(|(name, value)| (format!("diversity/{name}"), *value)).collect();
+        values.extend(m.kl_to_reference.map(|kl| ("preview/kl_to_reference", kl)));
+        let diversity = m.measured.iter().map(|(name, value)| (format!("diversity/{name}"), *value));
+        let heldout = m.heldout.iter().map(|(judge, score)| (format!("preview/heldout/{judge}"), score.mean));
+        let tags: Vec<(String, f64)> = diversity.chain(heldout).collect();
         values.extend(tags.iter().map(|(tag, value)| (tag.as_str(), *value)));
         self.events.scalars(m.step as i64, &values)?;
         let rmse = m.measured.get("rmse").map(|v| format!(", diversity (RMSE) {v:.4}")).unwrap_or_default();

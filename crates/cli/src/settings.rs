@@ -296,7 +296,7 @@ pub fn heading(key: &str) -> &'static str {
         "optimizer" | "ema_decay" => "Optimizer",
         _ if key.starts_with("adam") || key.starts_with("l") || key.starts_with("max_") => "Optimizer",
         _ if key.starts_with("train_") || key.starts_with("gradient") || key.starts_with("num_train") => "Optimizer",
-        _ if key.starts_with("guard") => "Guards",
+        _ if key.starts_with("guard") || key.starts_with("watch") => "Guards and watch",
         _ if key.starts_with("validation") || key.starts_with("checkpoint") => "Checkpoints and previews",
         _ => "Run",
     }

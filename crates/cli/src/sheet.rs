@@ -118,6 +118,7 @@ mod tests {
                 prompts: &prompts,
                 images_per_prompt: 3,
                 images: &images,
+                latents: &images,
                 scores: &scores,
                 folder: folder.path(),
             };

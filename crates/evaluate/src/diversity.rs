@@ -166,6 +166,20 @@ pub fn kernel_entropies(embeddings: &Tensor) -> Result<KernelEntropies> {
     Ok(KernelEntropies { e1: e1.max(0.0), e2: (-squares.ln()).max(0.0) })
 }
 
+/// [`kernel_entropies`] averaged over prompts; one `[N, D]` tensor per prompt. Errors: its own; no prompt at all.
+pub fn mean_kernel_entropies(prompts: &[Tensor]) -> Result<KernelEntropies> {
+    let all = prompts.iter().map(kernel_entropies).collect::<Result<Vec<_>>>()?;
+    if all.is_empty() {
+        return Err(Error::Shape {
+            what: "kernel entropies",
+            expected: "embeddings of at least 1 prompt".to_owned(),
+            found: "none".to_owned(),
+        });
+    }
+    let mean = |part: fn(&KernelEntropies) -> f64| all.iter().map(part).sum::<f64>() / all.len() as f64;
+    Ok(KernelEntropies { e1: mean(|k| k.e1), e2: mean(|k| k.e2) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,5 +18,6 @@ pub mod tensorboard;
 
 pub use diversity::{
     Diversity, KernelEntropies, PSNR_CAP, diversity, intensity_entropy, kernel_entropies, mean_diversity,
+    mean_kernel_entropies,
 };
 pub use error::{Error, Result};

@@ -142,8 +142,8 @@ settings! {
         "The judge whose preference is trained on (for spo it scores each step's predicted clean image).";
     judge_scale: f64 = 1.0, "above 0",
         "Factor on the judge's scores before SPO's softmax threshold: 1 for scores in logits, larger for others.";
-    heldout_judge: String = String::new(), "as judge; empty = none",
-        "A judge that is never trained on, measured on the validation images to show reward hacking.";
+    heldout_judge: String = String::new(), "as judge; several separated by commas; empty = none",
+        "Judges that are never trained on, measured on the validation images to show reward hacking.";
     judge_dtype: String = "f32".into(), "f32 | bf16", "Number type of the judges' weights (docs/judges.md has bf16's error).";
     judge_device: String = String::new(), "cpu, cuda or cuda:N; empty = the model's", "Where judges compute.";
     steps: u64 = 20, "1 to 1000", "Denoising steps of the sampler (docs/methods.md section 4.1).";
@@ -222,6 +222,16 @@ settings! {
     guard_cooldown: u64 = 50, "1 or more", "Updates in line after which one back-off is taken back.";
     guard_limit: u64 = 10, "0 or more",
         "Back-offs or roll-backs of a run, or updates left out in a row, before it ends after all.";
+    watch: String = "warn".into(), "off | warn | stop | raise-gamma",
+        "What is done when the reward of the previews rises while a held-out score or diversity falls \
+         (docs/reward-hacking.md).";
+    watch_patience: u64 = 2, "1 or more", "Previews in a row that must show it.";
+    watch_standard_errors: f64 = 2.0, "0 or more",
+        "Standard errors by which mean scores must have moved to count as risen or fallen.";
+    watch_diversity_drop: f64 = 0.15, "above 0, below 1",
+        "Share by which the median of the diversity metrics must have fallen.";
+    watch_gamma_step: f64 = 0.5, "above 0", "What watch = raise-gamma adds to entropy.gamma each time.";
+    watch_gamma_max: f64 = 2.0, "0 or more", "The γ at which watch = raise-gamma ends.";
     seed: u64 = 42, "0 to 9223372036854775807", "Key of all randomness.";
     dtype: String = "auto".into(), "auto | f32 | bf16 | f16",
         "Type of the frozen base (auto: bf16 where the machine multiplies it faster; a run records which); adapter, loss \

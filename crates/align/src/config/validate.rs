@@ -7,6 +7,7 @@ use crate::guard::GuardAction;
 use crate::method::{Method, PairsFrom};
 use crate::objective::EntropyForm;
 use crate::optimizer::{LrSchedule, Optimizer};
+use crate::watch::WatchAction;
 use std::fmt::Debug;
 
 fn require(ok: bool, key: &str, found: impl Debug) -> Result<()> {
@@ -27,6 +28,7 @@ impl TrainConfig {
         self.validate_optimizer()?;
         self.validate_run()?;
         self.validate_guard()?;
+        self.validate_watch(&method)?;
         self.validate_checkpoint_metric()?;
         self.validate_policy_gradient(&method)?;
         Ok((method, self.warnings(&method)))
@@ -190,6 +192,37 @@ impl TrainConfig {
         }
         if method.pairs == PairsFrom::Samples && self.entropy.gamma != 0.0 {
             return refuse("entropy.gamma", "0", self.entropy.gamma.to_string());
+        }
+        Ok(())
+    }
+
+    fn validate_watch(&self, method: &Method) -> Result<()> {
+        let action = WatchAction::by_name(&self.watch)?;
+        require(self.watch_patience >= 1, "watch_patience", self.watch_patience)?;
+        let errors = self.watch_standard_errors;
+        require(errors.is_finite() && errors >= 0.0, "watch_standard_errors", errors)?;
+        let drop = self.watch_diversity_drop;
+        require(drop > 0.0 && drop < 1.0, "watch_diversity_drop", drop)?;
+        require(
+            self.watch_gamma_step.is_finite() && self.watch_gamma_step > 0.0,
+            "watch_gamma_step",
+            self.watch_gamma_step,
+        )?;
+        require(
+            self.watch_gamma_max.is_finite() && self.watch_gamma_max >= 0.0,
+            "watch_gamma_max",
+            self.watch_gamma_max,
+        )?;
+        if matches!(action, WatchAction::Stop | WatchAction::RaiseGamma) && self.validation_steps == 0 {
+            return Err(Error::Setting {
+                key: "validation_steps".into(),
+                expected: format!("above 0: `watch = {}` looks at previews", self.watch),
+                found: "0".into(),
+            });
+        }
+        if action == WatchAction::RaiseGamma && matches!(method.pairs, PairsFrom::Samples | PairsFrom::Winners) {
+            let expected = "off, warn or stop: a method without pairs has no γ".into();
+            return Err(Error::Setting { key: "watch".into(), expected, found: self.watch.clone() });
         }
         Ok(())
     }

@@ -19,14 +19,7 @@ fn create(folder: &Path) -> RunDir {
 }
 
 fn preview(step: u64) -> Record {
-    Record::Preview(PreviewMetrics {
-        step,
-        reward_mean: 0.1,
-        reward_std: 0.0,
-        heldout_mean: None,
-        measured: BTreeMap::new(),
-        seconds: 0.0,
-    })
+    Record::Preview(PreviewMetrics { step, reward_mean: 0.1, ..PreviewMetrics::default() })
 }
 
 #[test]

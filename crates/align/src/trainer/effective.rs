@@ -44,13 +44,14 @@ impl Trainer<'_> {
         };
         let flipper = format!("{:?}", self.method.flipper()).to_lowercase();
         line("reference", format!("{reference}; likelihood {}; flipper {flipper}", self.method.likelihood.name()));
+        let heldout: Vec<&str> = self.parts.heldout.iter().map(|judge| judge.name()).collect();
         line(
             "judge",
             format!(
                 "{} ({}), held out: {}",
                 config.judge,
                 self.parts.judge.unit(),
-                self.parts.heldout.map_or("none", |j| j.name())
+                if heldout.is_empty() { "none".to_string() } else { heldout.join(", ") }
             ),
         );
         line("prompts", format!("{}, {} per iteration", self.parts.prompts.len(), config.prompts_per_iteration));

@@ -120,6 +120,7 @@ impl Trainer<'_> {
         self.stream = self.prompt_stream();
         // What was decoded ahead was for the other order.
         self.encoded_pairs = None;
+        self.restore_gamma()?;
         if self.saved.is_some() {
             self.save_adapter()?;
         }

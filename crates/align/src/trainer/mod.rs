@@ -20,6 +20,7 @@ mod sources;
 mod state;
 mod stream;
 mod tally;
+mod watching;
 
 use crate::best::{CheckpointMetric, best_checkpoint, write_best};
 use crate::checkpoint::{
@@ -72,8 +73,8 @@ pub struct Parts<'a> {
     pub model: &'a DiffusionModel,
     /// The judge that is trained on.
     pub judge: &'a dyn Judge,
-    /// A judge that is only measured, on previews.
-    pub heldout: Option<&'a dyn Judge>,
+    /// Judges that are only measured, on previews.
+    pub heldout: Vec<&'a dyn Judge>,
     /// The run folder.
     pub run: RunDir,
 }
@@ -108,6 +109,8 @@ pub struct Trainer<'a> {
     rewards_before: RewardHistory,
     /// The guard has ended the run.
     guard_stopped: bool,
+    /// The watch ended the run.
+    watch_stopped: bool,
     /// The step of the checkpoint that the last roll-back led to.
     rolled_back_to: Option<u64>,
     /// Iterations in a row that gave no pair.
@@ -174,10 +177,12 @@ impl<'a> Trainer<'a> {
             guard_stopped: false,
             rewards_before: rewards.clone(),
             rewards,
+            watch_stopped: false,
             rolled_back_to: None,
         };
         trainer.stream = trainer.prompt_stream();
         trainer.check_store()?;
+        trainer.restore_gamma()?;
         Ok(trainer)
     }
 
@@ -252,7 +257,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn done(&self) -> bool {
-        self.reached_max_steps() || self.stream.iteration(self.position.iteration).is_empty()
+        self.watch_stopped || self.reached_max_steps() || self.stream.iteration(self.position.iteration).is_empty()
     }
 
     /// The adapter at the top of the run folder, in diffusers' layout and in kohya's, and its average.

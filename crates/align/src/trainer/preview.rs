@@ -3,15 +3,15 @@
 use super::Trainer;
 use super::rollout::{Interruptible, decode};
 use crate::error::{Error, Result};
-use crate::metrics::{PreviewMetrics, Record, summary};
+use crate::metrics::{PreviewMetrics, Record, Score, summary};
 use crate::observer::{Observer, Phase, Preview};
-use seedpo_judge::to_u8;
+use seedpo_judge::{Judge, to_u8};
 use seedpo_model::Policy;
-use seedpo_rollout::{Ddim, GuidedPolicy, initial_noise, sample};
+use seedpo_rollout::{Ddim, GuidedPolicy, NoisePredictor, Trajectory, initial_noise, sample};
 use seedpo_tensor::NoiseKey;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Training prompts that stand in where no validation prompts are set.
 const DEFAULT_PROMPTS: usize = 4;
@@ -20,30 +20,51 @@ impl Trainer<'_> {
     /// Draws, judges and records previews of the policy as it stands, unless previews are off or exist for this update.
     pub(super) fn preview(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<()> {
         let step = self.position.step;
-        if self.parts.config.validation_steps == 0 || self.previewed == Some(step) {
+        if self.parts.config.validation_steps == 0 {
             return Ok(());
+        }
+        if self.previewed == Some(step) {
+            // A kill may have come between the previews and the finding.
+            return self.watch(observer);
         }
         let started = Instant::now();
         let prompts = self.validation_prompts();
         let copies = self.parts.config.validation_images_per_prompt as usize;
-        let images = self.preview_images(&prompts, copies, observer, stop)?;
+        let Drawn { images, latents, kl } = self.preview_images(&prompts, copies, observer, stop)?;
         let texts: Vec<&str> = prompts.iter().flat_map(|p| std::iter::repeat_n(p.as_str(), copies)).collect();
         let scores = self.parts.judge.score(&images, &texts)?;
-        let heldout = self.parts.heldout.map(|judge| judge.score(&images, &texts)).transpose()?;
+        let score = |judge: &&dyn Judge| {
+            let [mean, std, ..] = summary(&judge.score(&images, &texts)?);
+            Ok((judge.name().to_string(), Score { mean, std }))
+        };
+        let heldout = self.parts.heldout.iter().map(score).collect::<Result<Vec<_>>>()?;
         let folder = self.parts.run.path();
-        let preview =
-            Preview { step, prompts: &prompts, images_per_prompt: copies, images: &images, scores: &scores, folder };
+        let preview = Preview {
+            step,
+            prompts: &prompts,
+            images_per_prompt: copies,
+            images: &images,
+            scores: &scores,
+            latents: &latents,
+            folder,
+        };
         let measured = observer.on_preview(&preview).map_err(Error::Observer)?;
         let [reward_mean, reward_std, ..] = summary(&scores);
-        let heldout_mean = heldout.map(|scores| summary(&scores)[0]);
-        let seconds = started.elapsed().as_secs_f64();
-        let record = Record::Preview(PreviewMetrics { step, reward_mean, reward_std, heldout_mean, measured, seconds });
-        self.parts.run.append(&record)?;
+        let metrics = PreviewMetrics {
+            step,
+            images: scores.len() as u64,
+            reward_mean,
+            reward_std,
+            heldout_mean: heldout.first().map(|(_, score)| score.mean),
+            heldout: heldout.into_iter().collect(),
+            kl_to_reference: Some(kl),
+            measured,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        self.parts.run.append(&Record::Preview(metrics.clone()))?;
         self.previewed = Some(step);
-        match &record {
-            Record::Preview(metrics) => observer.on_preview_metrics(metrics).map_err(Error::Observer),
-            Record::Update(_) | Record::Guard(_) => Ok(()),
-        }
+        observer.on_preview_metrics(&metrics).map_err(Error::Observer)?;
+        self.watch(observer)
     }
 
     pub(super) fn validation_prompts(&self) -> Vec<String> {
@@ -62,26 +83,27 @@ impl Trainer<'_> {
         }
     }
 
-    /// u8 `[P·N, H, W, 3]`: deterministic DDIM (η = 0) from noise keyed by prompt and copy.
+    /// Deterministic DDIM (η = 0) from noise keyed by prompt and copy.
     fn preview_images(
         &mut self,
         prompts: &[String],
         copies: usize,
         observer: &mut dyn Observer,
         stop: &AtomicBool,
-    ) -> Result<Tensor> {
+    ) -> Result<Drawn> {
         let (config, model) = (&self.parts.config, self.parts.model);
         let ddim = Ddim::new(&model.schedule, config.steps as usize, 0.0)?;
         let texts: Vec<&str> = prompts.iter().map(String::as_str).collect();
         let conditioning = self.embeddings.conditioning(model, &texts)?;
         let merged = self.adapter.merge(&model.unet)?;
-        let inner = GuidedPolicy::new(Policy::new(model, Some(&merged)), &conditioning, config.sampling_guidance());
-        let predictor = Interruptible { inner, stop };
+        let guided =
+            |adapter| GuidedPolicy::new(Policy::new(model, adapter), &conditioning, config.sampling_guidance());
+        let (predictor, reference) = (Interruptible { inner: guided(Some(&merged)), stop }, guided(None));
         let rows: Vec<(usize, usize)> =
             (0..prompts.len()).flat_map(|p| (0..copies).map(move |copy| (p, copy))).collect();
         let chunk = config.rollout_batch_size as usize;
         let total = rows.len().div_ceil(chunk) * ddim.steps();
-        let mut images = Vec::new();
+        let (mut images, mut latents, mut kl) = (Vec::new(), Vec::new(), Vec::new());
         for (i, part) in rows.chunks(chunk).enumerate() {
             let key =
                 |&(p, copy): &(usize, usize)| NoiseKey::new(config.seed, "preview").prompt(p as u64).epoch(copy as u64);
@@ -91,7 +113,55 @@ impl Trainer<'_> {
             let mut on_step = |done: usize, _: usize| observer.on_phase(Phase::Preview, i * ddim.steps() + done, total);
             let trajectory = sample(&predictor, &x_t, &of, &ddim, &mut |_| None, &mut on_step)?;
             images.push(to_u8(&decode(model, trajectory.final_latents(), chunk)?)?);
+            latents.push(trajectory.final_latents().flatten(1, -1));
+            let first: Vec<usize> = (0..part.len()).filter(|&row| part[row].1 == 0).collect();
+            if !first.is_empty() {
+                kl.push((self.step_kl(&predictor, &reference, &trajectory, &of, &first)?, first.len()));
+            }
         }
-        Ok(Tensor::f_cat(&images, 0)?)
+        let prompts = kl.iter().map(|(_, count)| count).sum::<usize>().max(1);
+        let kl = kl.iter().map(|(mean, count)| mean * *count as f64).sum::<f64>() / prompts as f64;
+        Ok(Drawn { images: Tensor::f_cat(&images, 0)?, latents: Tensor::f_cat(&latents, 0)?, kl })
     }
+
+    /// Mean per-element KL of the policy's step to the initial policy's on `rows` of a trajectory, at a few of its steps.
+    fn step_kl(
+        &self,
+        policy: &dyn NoisePredictor,
+        reference: &dyn NoisePredictor,
+        trajectory: &Trajectory,
+        prompts: &[usize],
+        rows: &[usize],
+    ) -> Result<f64> {
+        let _frozen = tch::no_grad_guard();
+        let steps = trajectory.timesteps.len();
+        let every = steps.div_ceil(KL_STEPS);
+        let prompts: Vec<usize> = rows.iter().map(|&row| prompts[row]).collect();
+        let index = Tensor::from_slice(&rows.iter().map(|&row| row as i64).collect::<Vec<_>>());
+        let mut sum = 0.0;
+        let chosen: Vec<usize> = (0..steps).step_by(every).collect();
+        for &step in &chosen {
+            let latents = &trajectory.latents[step];
+            let latents = latents.f_index_select(0, &index.to_device(latents.device()))?;
+            let timesteps = vec![trajectory.timesteps[step]; rows.len()];
+            let transition = |predictor: &dyn NoisePredictor| {
+                self.ddim.transition(&timesteps, &latents, &predictor.predict(&latents, &timesteps, &prompts)?)
+            };
+            sum += transition(policy)?.kl(&transition(reference)?)?.mean(Kind::Double).double_value(&[]);
+        }
+        Ok(sum / chosen.len() as f64)
+    }
+}
+
+/// Steps of a preview's trajectory at which its KL to the reference is measured, at most.
+const KL_STEPS: usize = 4;
+
+/// Preview pictures and what is measured on the way.
+struct Drawn {
+    /// u8 `[P·N, H, W, 3]`.
+    images: Tensor,
+    /// Clean, f32 `[P·N, C·h·w]`.
+    latents: Tensor,
+    /// Per-element KL of one step to the initial policy, on the first picture of each prompt.
+    kl: f64,
 }

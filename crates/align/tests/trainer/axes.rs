@@ -110,8 +110,16 @@ fn a_checkpoint_keeps_the_history_and_a_missing_snapshot_is_named() {
     std::fs::remove_file(history.join(&files[0])).unwrap();
     let prompts = ["a", "b", "c"].map(String::from).to_vec();
     let image_pairs = dataset(&config);
-    let parts =
-        Parts { config, prompts, image_pairs, store: None, model: &model, judge: &Colourfulness, heldout: None, run };
+    let parts = Parts {
+        config,
+        prompts,
+        image_pairs,
+        store: None,
+        model: &model,
+        judge: &Colourfulness,
+        heldout: Vec::new(),
+        run,
+    };
     let message = Trainer::new(parts, Some(checkpoint)).map(|_| ()).unwrap_err().to_string();
     assert!(message.contains("00000002.safetensors") && message.contains("snapshot"), "{message}");
 }

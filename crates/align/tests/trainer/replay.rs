@@ -26,7 +26,8 @@ fn reopened<'a>(
     let store = Arc::new(Store::open(store)?);
     let (prompts, config) = (store.prompts().to_vec(), config.clone());
     let judge = &Colourfulness;
-    let parts = Parts { config, prompts, image_pairs: None, store: Some(store), model, judge, heldout: None, run };
+    let parts =
+        Parts { config, prompts, image_pairs: None, store: Some(store), model, judge, heldout: Vec::new(), run };
     Trainer::new(parts, checkpoint)
 }
 

@@ -9,6 +9,7 @@ pub mod pretrain;
 pub mod probe;
 pub mod report;
 pub mod rollout;
+pub mod runs;
 pub mod sample;
 pub mod score;
 pub mod train;
@@ -32,6 +33,7 @@ pub fn run(cli: Cli) -> Result<Outcome> {
         Command::Score(args) => score::run(&args, &context),
         Command::Judge(args) => judge::run(&args, &context),
         Command::Report(args) => report::run(&args, &context),
+        Command::Runs(args) => runs::run(&args, &context),
         Command::Adapter(args) => adapter::run(&args, &context),
         Command::Doctor(args) => doctor::run(&args, &context),
         Command::Probe(args) => probe::run(&args, &context),

@@ -69,11 +69,11 @@ pub fn write(subject: &Path, others: &[PathBuf], path: &Path) -> Result<()> {
         summary: String::new(),
         facts: subject.facts(),
         reward: label(&config.judge),
-        heldout: Some(&config.heldout_judge).filter(|name| !name.is_empty()).map(|name| label(name)),
+        heldout: first_judge(&config.heldout_judge).map(|name| label(&name)),
         headlines: subject.headlines()?,
         grids: pictures(&subject, &others)?.into_iter().collect(),
         command: Some(format!("seedpo train --config {shown}/config.toml --output-dir runs")),
-        settings: setting_groups(config)?,
+        settings: differences(&subject, &others)?.into_iter().chain(setting_groups(config)?).collect(),
         snippet: Some(diffusers_snippet(&config.model, &shown, &snippet_prompt, w, steps)),
         environment: subject.environment.clone(),
         runs: std::iter::once(&subject).chain(&others).map(|run| run.series.clone()).collect(),
@@ -165,6 +165,12 @@ fn model_name(config: &TrainConfig) -> String {
     name.unwrap_or_else(|| config.model.clone())
 }
 
+/// The first of a list of judges: the one whose curve is the held-out one.
+fn first_judge(list: &str) -> Option<String> {
+    let specs = seedpo_judge::JudgeSpec::list(list).ok()?;
+    Some(specs.first()?.to_string()).filter(|_| !list.trim().is_empty())
+}
+
 fn label(judge: &str) -> JudgeLabel {
     let unit = judge.parse().map(|judge: seedpo_judge::JudgeSpec| judge.unit().to_owned()).unwrap_or_default();
     JudgeLabel { name: judge.to_owned(), unit }
@@ -196,6 +202,23 @@ fn pictures(subject: &Run, others: &[Run]) -> Result<Option<ImageGrid>> {
         rows: first.layout.prompts.iter().enumerate().map(row).collect::<Result<Vec<_>>>()?,
         columns: columns.into_iter().map(|(heading, _)| heading).collect(),
     }))
+}
+
+/// The settings in which the runs differ; none where there is one run, or all are alike.
+fn differences(subject: &Run, others: &[Run]) -> Result<Option<SettingsGroup>> {
+    let tables = std::iter::once(subject).chain(others).map(|run| Table::try_from(&run.config));
+    let tables = tables.collect::<std::result::Result<Vec<_>, _>>()?;
+    let values = |key: &str| -> Vec<String> {
+        tables.iter().map(|table| settings::shown(key, table).unwrap_or_else(|| "—".to_owned())).collect()
+    };
+    let differs = |values: &Vec<String>| values.iter().any(|value| *value != values[0]);
+    let rows: Vec<_> = keys()
+        .map(|key| (key.name, values(key.name)))
+        .filter(|(_, values)| differs(values))
+        .map(|(key, values)| (key.to_owned(), values.join("  |  ")))
+        .collect();
+    let names: Vec<&str> = std::iter::once(subject).chain(others).map(|run| run.name.as_str()).collect();
+    Ok((!rows.is_empty()).then(|| SettingsGroup { title: format!("What differs: {}", names.join("  |  ")), rows }))
 }
 
 /// Every setting under the heading that `seedpo train --help` has it under.

@@ -10,7 +10,7 @@ use seedpo_align::run_dir::{RunDir, check_inputs, hash_inputs, resume_settings};
 use seedpo_align::store::Store;
 use seedpo_align::{Finished, PairsFrom, Parts, TrainConfig, Trainer, load_prompts, trainer};
 use seedpo_data::{Options, Pairs};
-use seedpo_judge::Judge;
+use seedpo_judge::{Judge, JudgeSpec};
 use seedpo_model::DiffusionModel;
 use seedpo_tensor::device::parse_device;
 use seedpo_tensor::speed::LIBTORCH_VERSION;
@@ -60,7 +60,7 @@ pub(super) struct Start {
     store: Option<Arc<Store>>,
     model: DiffusionModel,
     judge: Box<dyn Judge>,
-    heldout: Option<Box<dyn Judge>>,
+    heldout: Vec<Box<dyn Judge>>,
 }
 
 /// Runs the command.
@@ -154,10 +154,9 @@ impl Start {
             (Some(pairs), _) => pairs.prompts().map(str::to_owned).collect(),
         };
         let device = parse_device(&config.device).context("setting `device`")?;
-        let judge = load_judge(&config, &config.judge, device, context).context("setting `judge`")?;
-        let heldout = Some(&config.heldout_judge).filter(|name| !name.is_empty());
-        let heldout = heldout.map(|name| load_judge(&config, name, device, context).context("setting `heldout_judge`"));
-        let heldout = heldout.transpose()?;
+        let judge = config.judge.parse().map_err(anyhow::Error::from);
+        let judge = judge.and_then(|spec| build_judge(&config, &spec, device, context)).context("setting `judge`")?;
+        let heldout = heldout_judges(&config, device, context).context("setting `heldout_judge`")?;
         context.note(&format!("loading {}", config.model));
         let flags = ModelFlags {
             dtype: config.dtype.clone(),
@@ -183,7 +182,7 @@ impl Start {
             store: self.store.clone(),
             model: &self.model,
             judge: self.judge.as_ref(),
-            heldout: self.heldout.as_deref(),
+            heldout: self.heldout.iter().map(|judge| judge.as_ref()).collect(),
             run,
         }
     }
@@ -249,13 +248,22 @@ fn train(
 }
 
 /// A judge by its line, in the dtype and on the device that the settings give judges.
-fn load_judge(config: &TrainConfig, line: &str, device: Device, context: &Context) -> Result<Box<dyn Judge>> {
+fn build_judge(config: &TrainConfig, spec: &JudgeSpec, device: Device, context: &Context) -> Result<Box<dyn Judge>> {
     let device = match config.judge_device.as_str() {
         "" => device,
         name => parse_device(name).context("setting `judge_device`")?,
     };
     let kind = if config.judge_dtype == "bf16" { Kind::BFloat16 } else { Kind::Float };
-    judges::build(&line.parse()?, device, kind, context)
+    judges::build(spec, device, kind, context)
+}
+
+/// The judges that are only measured, each loaded on its own.
+fn heldout_judges(config: &TrainConfig, device: Device, context: &Context) -> Result<Vec<Box<dyn Judge>>> {
+    let specs = match config.heldout_judge.trim() {
+        "" => Vec::new(),
+        list => JudgeSpec::list(list)?,
+    };
+    specs.iter().map(|spec| build_judge(config, spec, device, context)).collect()
 }
 
 /// What config.toml records besides settings and input hashes.
