@@ -74,15 +74,15 @@ pub struct PreviewMetrics {
     pub reward_mean: f64,
     /// Their standard deviation (population).
     pub reward_std: f64,
-    /// Preview images; 0 in runs of a version that did not count them.
+    /// The judge's score of each image, prompt by prompt; empty in runs of a version that did not keep them.
     #[serde(default)]
-    pub images: u64,
+    pub scores: Vec<f64>,
     /// The first held-out judge's mean score, where one is set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heldout_mean: Option<f64>,
     /// Every held-out judge's scores, by its name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub heldout: BTreeMap<String, Score>,
+    pub heldout: BTreeMap<String, Heldout>,
     /// Per-element KL of one step to the reference policy, mean over steps of the previews' trajectories.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kl_to_reference: Option<f64>,
@@ -93,13 +93,13 @@ pub struct PreviewMetrics {
     pub seconds: f64,
 }
 
-/// A judge's scores of several images.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Score {
+/// A held-out judge's scores of the previews.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Heldout {
     /// Their mean.
     pub mean: f64,
-    /// Their standard deviation (population).
-    pub std: f64,
+    /// The score of each image, prompt by prompt.
+    pub scores: Vec<f64>,
 }
 
 /// What the watch found and did (docs/reward-hacking.md), as written to `metrics.jsonl` with `"kind": "watch"`.

@@ -2,7 +2,7 @@
 
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
-use crate::metrics::{PreviewMetrics, Record, Score};
+use crate::metrics::{Heldout, PreviewMetrics, Record, summary};
 use std::collections::BTreeMap;
 
 /// What is done about a finding; the setting `watch`.
@@ -123,16 +123,10 @@ pub fn assess(previews: &[PreviewMetrics], options: &WatchOptions) -> Option<Fin
 }
 
 fn compare(before: &PreviewMetrics, now: &PreviewMetrics, options: &WatchOptions) -> Option<Finding> {
-    let (count_before, count_now) = (before.images as f64, now.images as f64);
-    let rise = |from: Score, to: Score| {
-        let error = (from.std.powi(2) / count_before + to.std.powi(2) / count_now).sqrt();
-        let rise = to.mean - from.mean;
-        // NaN, and previews of a version that did not count them, pass no test.
-        (rise > options.errors * error).then_some(rise)
+    let reward_rise = rise(&before.scores, &now.scores, options.errors)?;
+    let fell = |(judge, before): (&String, &Heldout)| {
+        Some((judge.clone(), rise(&now.heldout.get(judge)?.scores, &before.scores, options.errors)?))
     };
-    let reward = |m: &PreviewMetrics| Score { mean: m.reward_mean, std: m.reward_std };
-    let reward_rise = rise(reward(before), reward(now))?;
-    let fell = |(judge, from): (&String, &Score)| Some((judge.clone(), rise(*now.heldout.get(judge)?, *from)?));
     let diversity_change = diversity_change(&before.measured, &now.measured);
     Some(Finding {
         since: before.step,
@@ -140,6 +134,17 @@ fn compare(before: &PreviewMetrics, now: &PreviewMetrics, options: &WatchOptions
         heldout_falls: before.heldout.iter().filter_map(fell).collect(),
         diversity_change: diversity_change.filter(|change| *change < -options.diversity_drop),
     })
+}
+
+/// By how much the mean rose, if by more than `errors` standard errors. Prompts and noise of image i are the same on both
+/// sides, so the error is that of the mean difference. `None` too for lists that do not match or hold NaN.
+fn rise(from: &[f64], to: &[f64], errors: f64) -> Option<f64> {
+    if from.len() != to.len() || from.len() < 2 {
+        return None;
+    }
+    let differences: Vec<f64> = to.iter().zip(from).map(|(to, from)| to - from).collect();
+    let [mean, std, ..] = summary(&differences);
+    (mean > errors * std / (differences.len() as f64 - 1.0).sqrt()).then_some(mean)
 }
 
 /// The median over the diversity metrics of how much more diverse, relative to `before`; `None` where none is in both.

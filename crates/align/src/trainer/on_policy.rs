@@ -38,7 +38,7 @@ pub fn check(
         PairLatents::Separate { latents_w, next_latents_w, latents_l, next_latents_l } => {
             vec![(latents_w, vec![next_latents_w]), (latents_l, vec![next_latents_l])]
         }
-        PairLatents::Single { latents, next_latents, .. } => vec![(latents, next_latents)],
+        PairLatents::Single { latents, next_latents, .. } => vec![(latents, vec![next_latents])],
         // Noised images were drawn by no policy.
         PairLatents::Noised { .. } | PairLatents::Winners { .. } => return Ok(()),
     };

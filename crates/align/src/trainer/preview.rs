@@ -3,7 +3,7 @@
 use super::Trainer;
 use super::rollout::{Interruptible, decode};
 use crate::error::{Error, Result};
-use crate::metrics::{PreviewMetrics, Record, Score, summary};
+use crate::metrics::{Heldout, PreviewMetrics, Record, summary};
 use crate::observer::{Observer, Phase, Preview};
 use seedpo_judge::{Judge, to_u8};
 use seedpo_model::Policy;
@@ -34,8 +34,8 @@ impl Trainer<'_> {
         let texts: Vec<&str> = prompts.iter().flat_map(|p| std::iter::repeat_n(p.as_str(), copies)).collect();
         let scores = self.parts.judge.score(&images, &texts)?;
         let score = |judge: &&dyn Judge| {
-            let [mean, std, ..] = summary(&judge.score(&images, &texts)?);
-            Ok((judge.name().to_string(), Score { mean, std }))
+            let scores = judge.score(&images, &texts)?;
+            Ok((judge.name().to_string(), Heldout { mean: summary(&scores)[0], scores }))
         };
         let heldout = self.parts.heldout.iter().map(score).collect::<Result<Vec<_>>>()?;
         let folder = self.parts.run.path();
@@ -52,10 +52,10 @@ impl Trainer<'_> {
         let [reward_mean, reward_std, ..] = summary(&scores);
         let metrics = PreviewMetrics {
             step,
-            images: scores.len() as u64,
             reward_mean,
             reward_std,
-            heldout_mean: heldout.first().map(|(_, score)| score.mean),
+            scores,
+            heldout_mean: heldout.first().map(|(_, judge)| judge.mean),
             heldout: heldout.into_iter().collect(),
             kl_to_reference: Some(kl),
             measured,
