@@ -52,7 +52,7 @@ impl AdamW {
 
     /// One update with learning rate `lr`; `gradients` in the order of [`AdamW::parameters`], same shapes.
     ///
-    /// Errors: [`Error::Torch`] if a shape differs.
+    /// Errors: [`crate::Error::Torch`] if a shape differs.
     pub fn step(&mut self, gradients: &[Tensor], lr: f64) -> Result<()> {
         let _guard = tch::no_grad_guard();
         self.steps += 1;
@@ -83,7 +83,7 @@ impl AdamW {
 
     /// Takes back what [`AdamW::state`] gave, bit for bit. `path` is where it came from, for errors.
     ///
-    /// Errors: [`Error::Run`] naming the first tensor that is missing, surplus or misshaped; nothing is changed then.
+    /// Errors: [`crate::Error::Run`] naming the first tensor that is missing, surplus or misshaped; nothing is changed then.
     pub fn load_state(&mut self, state: BTreeMap<String, Tensor>, path: &Path) -> Result<()> {
         let mut saved = Saved::new(state, path);
         let steps = saved.steps()?;
