@@ -15,7 +15,7 @@ TEST_THREADS = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=passive
 # `$(call need,program,how to get it)`: one clear line when a program is missing.
 need = @command -v $(1) >/dev/null 2>&1 || { echo "make: $(1) is missing. $(2)" >&2; exit 1; }
 
-.PHONY: help setup build demo test interop parity judge-parity judge-bench bench bench-sd15 bench-sd15-512 bench-memory gpu-check python emoji fmt clippy doc check clean tools
+.PHONY: help setup build demo test interop parity judge-parity judge-bench bench bench-sd15 bench-sd15-512 bench-memory bench-methods gpu-check python emoji fmt clippy doc check clean tools
 
 help: ## list the targets
 	@echo "seedpo: align text-to-image diffusion models with preferences"; echo
@@ -86,6 +86,9 @@ bench-sd15-512: build python ## the same at 512 x 512 (slow on a CPU)
 
 bench-memory: build python ## one SEE-SPO update at 512 x 512: peak memory with and without the economies
 	$(VENV) python/bench.py memory --update docs/performance.md
+
+bench-methods: build python ## one update of every method on the folder of Stable Diffusion 1.5's size
+	$(VENV) python/bench.py methods --update docs/performance.md
 
 gpu-check: build ## on a machine with a CUDA GPU: parity, updates, speed (scripts/gpu-check --help)
 	scripts/gpu-check --update docs/performance.md

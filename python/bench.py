@@ -5,7 +5,8 @@
     .venv/bin/python python/bench.py sd15 sd15-512 memory --turns 1
 
 `emoji` is the built-in model; `sd15` and `sd15-512` are a random-weight folder of Stable Diffusion 1.5's size at 256 and
-512 pixels; `memory` is one SEE-SPO update of that folder at 512 pixels, with and without the flags that save memory.
+512 pixels; `memory` is one SEE-SPO update of that folder at 512 pixels, with and without the flags that save memory;
+`methods` is one update of every method on it at 256 pixels, without PyTorch.
 
 Both sides get the same folder, prompts, steps, K, pairs per update, LoRA rank, dtype and thread count, and each turn is a
 fresh process. Seconds are medians over the counted repetitions and exclude loading, except in the row that measures it;
@@ -21,7 +22,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from benchmark import page
+from benchmark import methods, page
 from benchmark import work as works
 from benchmark.page import Goal
 from benchmark.process import Failed, help_of
@@ -30,7 +31,7 @@ from benchmark.work import Place, Work
 
 HERE = Path(__file__).resolve().parent
 SD15 = HERE.parent / "target/models/sd15"
-SIZES = ("emoji", "sd15", "sd15-512", "memory")
+SIZES = ("emoji", "sd15", "sd15-512", "memory", "methods")
 ROWS = ("sampling", "spo", "spo-checkpointing", "d3po", "d3po-batch", "diffusion-dpo", "start", "default")
 GOALS = {"sampling": Goal(1.4, 0.7), "spo": Goal(2.0, 0.5), "spo-checkpointing": Goal(2.0, 0.5), "d3po": Goal(1.5, 0.5),
          "d3po-batch": Goal(1.5, 0.5), "diffusion-dpo": Goal(1.3, 0.5), "start": Goal(5.0), "default": Goal(4.0)}
@@ -170,7 +171,10 @@ def main():
         place = Place(chosen.seedpo.resolve(), sys.executable, Path(scratch), threads=chosen.threads)
         for size in chosen.sizes:
             load = os.getloadavg()[0]
-            text, good = memory(chosen, place) if size == "memory" else compare(size, chosen, place)
+            if size == "methods":
+                text, good = methods.table(SD15, place)
+            else:
+                text, good = memory(chosen, place) if size == "memory" else compare(size, chosen, place)
             text += f"\n\nMeasured {page.machine(load)}"
             print(text, flush=True)
             all_good &= good

@@ -18,6 +18,12 @@ pub fn rss_bytes() -> u64 {
     status_bytes("VmRSS:")
 }
 
+/// The resident set with freed memory given back to the system, in bytes; 0 where the system does not say.
+pub fn settled_rss_bytes() -> u64 {
+    crate::allocator::release_freed();
+    rss_bytes()
+}
+
 /// The memory this machine could still give, in bytes; 0 where the system does not say.
 pub fn available_bytes() -> u64 {
     field_bytes("/proc/meminfo", "MemAvailable:")

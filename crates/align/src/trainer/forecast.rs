@@ -5,10 +5,12 @@ use super::pieces::Bench;
 use crate::error::Result;
 use crate::forecast::{Cost, Forecast, Measured, Piece, Span};
 use crate::method::PairsFrom;
-use seedpo_tensor::memory::{capacity_bytes, peak_rss_bytes, rss_bytes};
+use seedpo_tensor::memory::{capacity_bytes, peak_rss_bytes, settled_rss_bytes};
 
 /// Seconds up to which a pass is short.
 const SHORT: f64 = 0.5;
+/// Seconds from which a pass is long.
+const LONG: f64 = 1.0;
 
 /// How many latents, pictures and pairs a run takes at once, and how often.
 struct Plan {
@@ -31,7 +33,7 @@ impl Trainer<'_> {
     pub fn forecast(&mut self, full: bool) -> Result<Forecast> {
         let device = self.parts.model.device();
         let bench = self.bench()?;
-        let (at_rest, plan) = (rss_bytes(), self.plan());
+        let (at_rest, plan) = (settled_rss_bytes(), self.plan());
         let capacity = capacity_bytes(device);
         let mut pieces = Vec::new();
         for (piece, rows) in plan.pieces.into_iter().filter(|(_, rows)| *rows > 0) {
@@ -75,7 +77,8 @@ impl Trainer<'_> {
         let first = self.measure(bench, piece, 1, on)?;
         let fits = capacity.is_none_or(|bytes| first.scaled(rows, None, at_rest).peak <= bytes);
         let count = if full && fits { rows } else { rows.min(if fits { 2 } else { 1 }) };
-        let mut second = self.measure(bench, piece, count, on)?;
+        // Set-up is nothing beside a long pass of as many rows.
+        let mut second = if count == 1 && first.seconds > LONG { first } else { self.measure(bench, piece, count, on)? };
         // A short pass is timed better by the fastest of three.
         for _ in 0..if second.seconds < SHORT { 2 } else { 0 } {
             let again = self.measure(bench, piece, count, on)?;
