@@ -124,6 +124,7 @@ impl Observer for RunObserver {
 
     fn on_preview_metrics(&mut self, m: &PreviewMetrics) -> Result<()> {
         let mut values = vec![("preview/reward_mean", m.reward_mean), ("preview/reward_std", m.reward_std)];
+        values.extend(m.heldout_mean.map(|mean| ("preview/heldout_mean", mean)));
         values.extend(m.kl_to_reference.map(|kl| ("preview/kl_to_reference", kl)));
         let diversity = m.measured.iter().map(|(name, value)| (format!("diversity/{name}"), *value));
         let heldout = m.heldout.iter().map(|(judge, score)| (format!("preview/heldout/{judge}"), score.mean));

@@ -314,6 +314,17 @@ fn a_run_leaves_everything_in_its_folder_and_runs_can_be_compared() {
     for needle in ["SEE-SPO, γ = 1", "After D3PO, γ = 0", "Win rate", "a cat", "load_lora_weights", "colourfulness"] {
         assert!(html.contains(needle), "{needle} in both.html");
     }
+    let table = done(&room, &["runs", "compare", "runs/see-spo", "runs/d3po"]);
+    assert!(table.contains("spo, γ = 1") && table.contains("2/2") && table.contains("compare.html"), "{table}");
+    let html = std::fs::read_to_string(room.path("compare.html")).unwrap();
+    assert!(html.contains("What differs: SEE-SPO, γ = 1") && html.contains("After D3PO, γ = 0"));
+    let list = done(&room, &["runs", "list"]);
+    assert!(list.lines().count() == 3 && list.contains("runs/d3po") && list.contains("colourfulness"), "{list}");
+    let csv = done(&room, &["runs", "export", "runs/see-spo"]);
+    assert!(csv.starts_with("step,") && csv.lines().next().unwrap().contains("preview.measured.e1"), "{csv}");
+    assert_eq!(csv.lines().count(), 4, "a heading, updates 0 to 2: {csv}");
+    let none = room.seedpo(&["runs", "list", "model"]).output().unwrap();
+    assert!(!none.status.success() && String::from_utf8_lossy(&none.stderr).contains("config.toml"));
     let sampled =
         ["-q", "sample", "--model", "model", "--adapter", "runs/see-spo", "--prompt", "a cat", "--steps", "2"];
     done(&room, &sampled);

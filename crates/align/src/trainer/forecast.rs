@@ -78,7 +78,8 @@ impl Trainer<'_> {
         let fits = capacity.is_none_or(|bytes| first.scaled(rows, None, at_rest).peak <= bytes);
         let count = if full && fits { rows } else { rows.min(if fits { 2 } else { 1 }) };
         // Set-up is nothing beside a long pass of as many rows.
-        let mut second = if count == 1 && first.seconds > LONG { first } else { self.measure(bench, piece, count, on)? };
+        let mut second =
+            if count == 1 && first.seconds > LONG { first } else { self.measure(bench, piece, count, on)? };
         // A short pass is timed better by the fastest of three.
         for _ in 0..if second.seconds < SHORT { 2 } else { 0 } {
             let again = self.measure(bench, piece, count, on)?;
