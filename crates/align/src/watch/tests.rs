@@ -80,7 +80,7 @@ fn a_fall_from_a_later_peak_is_found() {
 
 /// `tests/hacked_run.jsonl` is metrics.jsonl of a run that did hack its reward (docs/reward-hacking.md has the command).
 #[test]
-fn the_recorded_hacked_run_is_found_and_its_first_half_is_not() {
+fn the_recorded_hacked_run_is_found() {
     let text = include_str!("hacked_run.jsonl");
     let records: Vec<Record> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let previews: Vec<PreviewMetrics> =
