@@ -169,7 +169,7 @@ mod tests {
     fn a_meter_sees_what_was_used_in_between_and_not_before() {
         let touch = |mib: usize| std::hint::black_box(vec![1u8; mib << 20]);
         drop(touch(200));
-        let before = rss_bytes();
+        let before = settled_rss_bytes();
         let meter = PeakMeter::start(Device::Cpu);
         let held = touch(64);
         std::thread::sleep(Duration::from_millis(20));

@@ -8,7 +8,7 @@ use crate::method::PairsFrom;
 use seedpo_tensor::memory::{capacity_bytes, peak_rss_bytes, settled_rss_bytes};
 
 /// Seconds up to which a pass is short.
-const SHORT: f64 = 0.5;
+const SHORT: f64 = 0.15;
 /// Seconds from which a pass is long.
 const LONG: f64 = 1.0;
 
