@@ -43,6 +43,8 @@ pub struct WatchOptions {
     pub patience: usize,
     /// Standard errors that a mean score must have moved by.
     pub errors: f64,
+    /// Standard deviations of the earlier pictures' scores by which a held-out score must have fallen.
+    pub heldout_drop: f64,
     /// Share by which diversity must have fallen.
     pub diversity_drop: f64,
     /// What γ grows by.
@@ -58,6 +60,7 @@ impl WatchOptions {
             action: WatchAction::by_name(&config.watch)?,
             patience: config.watch_patience as usize,
             errors: config.watch_standard_errors,
+            heldout_drop: config.watch_heldout_drop,
             diversity_drop: config.watch_diversity_drop,
             gamma_step: config.watch_gamma_step,
             gamma_max: config.watch_gamma_max,
@@ -125,7 +128,9 @@ pub fn assess(previews: &[PreviewMetrics], options: &WatchOptions) -> Option<Fin
 fn compare(before: &PreviewMetrics, now: &PreviewMetrics, options: &WatchOptions) -> Option<Finding> {
     let reward_rise = rise(&before.scores, &now.scores, options.errors)?;
     let fell = |(judge, before): (&String, &Heldout)| {
-        Some((judge.clone(), rise(&now.heldout.get(judge)?.scores, &before.scores, options.errors)?))
+        let fall = rise(&now.heldout.get(judge)?.scores, &before.scores, options.errors)?;
+        let [_, spread, ..] = summary(&before.scores);
+        (fall > options.heldout_drop * spread).then(|| (judge.clone(), fall))
     };
     let diversity_change = diversity_change(&before.measured, &now.measured);
     Some(Finding {

@@ -228,6 +228,8 @@ settings! {
     watch_patience: u64 = 2, "1 or more", "Previews in a row that must show it.";
     watch_standard_errors: f64 = 2.0, "0 or more",
         "Standard errors by which mean scores must have moved to count as risen or fallen.";
+    watch_heldout_drop: f64 = 0.8, "0 or more",
+        "Standard deviations over pictures by which a held-out score must have fallen; 0.8 is a large effect.";
     watch_diversity_drop: f64 = 0.15, "above 0, below 1",
         "Share by which the median of the diversity metrics must have fallen.";
     watch_gamma_step: f64 = 0.5, "above 0", "What watch = raise-gamma adds to entropy.gamma each time.";

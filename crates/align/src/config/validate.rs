@@ -201,6 +201,8 @@ impl TrainConfig {
         require(self.watch_patience >= 1, "watch_patience", self.watch_patience)?;
         let errors = self.watch_standard_errors;
         require(errors.is_finite() && errors >= 0.0, "watch_standard_errors", errors)?;
+        let drop = self.watch_heldout_drop;
+        require(drop.is_finite() && drop >= 0.0, "watch_heldout_drop", drop)?;
         let drop = self.watch_diversity_drop;
         require(drop > 0.0 && drop < 1.0, "watch_diversity_drop", drop)?;
         require(

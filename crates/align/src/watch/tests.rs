@@ -5,6 +5,7 @@ fn options() -> WatchOptions {
         action: WatchAction::Warn,
         patience: 2,
         errors: 2.0,
+        heldout_drop: 0.8,
         diversity_drop: 0.15,
         gamma_step: 0.5,
         gamma_max: 1.2,
@@ -60,6 +61,8 @@ fn lost_diversity_is_a_finding_by_its_median() {
 fn noise_and_honest_progress_are_no_findings() {
     let within_error = [preview(0, 0.0, 5.0, 0.3), preview(10, 2.0, 4.6, 0.3), preview(20, 3.0, 4.5, 0.3)];
     assert_eq!(assess(&within_error, &options()), None, "held-out fell by less than two standard errors");
+    let slight = [preview(0, 0.0, 5.0, 0.3), preview(10, 2.0, 4.3, 0.3), preview(20, 3.0, 4.3, 0.3)];
+    assert_eq!(assess(&slight, &options()), None, "beyond doubt, but a small effect");
     let both_rise = [preview(0, 0.0, 5.0, 0.3), preview(10, 2.0, 6.0, 0.3), preview(20, 3.0, 7.0, 0.31)];
     assert_eq!(assess(&both_rise, &options()), None);
     let reward_falls = [preview(0, 3.0, 5.0, 0.3), preview(10, 2.0, 3.0, 0.2), preview(20, 1.0, 2.0, 0.1)];
