@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::checkpoint::Checkpoint;
+use crate::choice::choice;
 use crate::error::{Error, Result};
 use crate::metrics::Record;
 use crate::run_dir::RunDir;
@@ -13,15 +14,16 @@ use seedpo_tensor::files::write_atomic;
 /// Names the best checkpoint, at the top of a run folder.
 pub const BEST_FILE: &str = "best.json";
 
-/// What checkpoints are compared by; the setting `checkpoint_metric`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CheckpointMetric {
-    /// The judge's mean score of the checkpoint's previews.
-    Reward,
-    /// The held-out judge's.
-    Heldout,
-    /// The mean implicit accuracy of the updates since the checkpoint before.
-    Accuracy,
+choice! {
+    /// What checkpoints are compared by; the setting `checkpoint_metric`, which may also be empty.
+    CheckpointMetric, "checkpoint_metric" {
+        /// The judge's mean score of the checkpoint's previews.
+        Reward = "reward",
+        /// The held-out judge's.
+        Heldout = "heldout",
+        /// The mean implicit accuracy of the updates since the checkpoint before.
+        Accuracy = "accuracy",
+    }
 }
 
 /// The best checkpoint, as best.json holds it.
@@ -38,13 +40,9 @@ pub struct Best {
 }
 
 impl CheckpointMetric {
-    /// The names the setting takes, besides the empty one.
-    pub const NAMES: &[&str] = &["reward", "heldout", "accuracy"];
-
-    /// The metric called `name`; `None` for an unknown or empty name.
-    pub fn by_name(name: &str) -> Option<Self> {
-        let all = [Self::Reward, Self::Heldout, Self::Accuracy];
-        Self::NAMES.iter().position(|known| *known == name).map(|at| all[at])
+    /// The metric that a setting names; `None` where it is empty. Errors: an unknown name.
+    pub fn from_setting(name: &str) -> Result<Option<Self>> {
+        if name.is_empty() { Ok(None) } else { Self::by_name(name).map(Some) }
     }
 
     /// Whether it is measured on previews.
@@ -91,7 +89,7 @@ pub fn best_checkpoint(run: &RunDir, metric: CheckpointMetric, every: u64) -> Re
     for step in Checkpoint::list(run.path())? {
         let Some(value) = metric.of(&records, step, every) else { continue };
         if best.as_ref().is_none_or(|best| value > best.value) {
-            let metric = CheckpointMetric::NAMES[metric as usize].to_string();
+            let metric = metric.name().to_string();
             best = Some(Best { checkpoint: Checkpoint::folder_name(step), step, metric, value });
         }
     }
@@ -126,7 +124,8 @@ mod tests {
         assert_eq!(CheckpointMetric::Reward.of(&records, 15, 10), None);
         assert_eq!(CheckpointMetric::Heldout.of(&records, 10, 10), Some(5.0));
         assert_eq!(CheckpointMetric::Heldout.of(&records, 20, 10), None);
-        assert_eq!(CheckpointMetric::by_name("heldout"), Some(CheckpointMetric::Heldout));
-        assert_eq!((CheckpointMetric::by_name("")), None);
+        assert_eq!(CheckpointMetric::from_setting("heldout").unwrap(), Some(CheckpointMetric::Heldout));
+        assert_eq!(CheckpointMetric::from_setting("").unwrap(), None);
+        assert!(CheckpointMetric::from_setting("x").unwrap_err().to_string().contains("reward, heldout, accuracy"));
     }
 }

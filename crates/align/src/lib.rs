@@ -5,6 +5,7 @@
 
 pub mod best;
 pub mod checkpoint;
+mod choice;
 pub mod config;
 mod error;
 pub mod forecast;

@@ -1,34 +1,12 @@
 //! A method is a choice on four axes (docs/methods.md section 4); the trainer has one loop for all of them.
 
+use crate::choice::choice;
 use crate::error::{Error, Result};
 use crate::objective::Flipper;
 use serde::Serialize;
 use std::ops::RangeInclusive;
 
-/// An axis: an enum whose variants have the names that settings use.
-macro_rules! axis {
-    ($(#[$meta:meta])* $type:ident, $key:literal { $($(#[$doc:meta])* $variant:ident = $name:literal,)* }) => {
-        $(#[$meta])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-        #[serde(rename_all = "kebab-case")]
-        pub enum $type { $($(#[$doc])* $variant,)* }
-        impl $type {
-            /// The name used in settings.
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$variant => $name,)* }
-            }
-            /// The choice called `name`. Errors: [`Error::Setting`] listing all.
-            pub fn by_name(name: &str) -> Result<Self> {
-                match name {
-                    $($name => Ok(Self::$variant),)*
-                    _ => Err(refused($key, &[$($name),*].join(" | "), &format!("`{name}`"))),
-                }
-            }
-        }
-    };
-}
-
-axis! {
+choice! {
     /// Where preference pairs come from.
     PairsFrom, "pairs" {
         /// Two whole trajectories from the same x_T, judged by the final image (docs/methods.md section 4.1).
@@ -46,7 +24,7 @@ axis! {
     }
 }
 
-axis! {
+choice! {
     /// The log-likelihood ℓ that enters the margin.
     Likelihood, "likelihood" {
         /// log π_θ(x_t' | x_t, c) of a stochastic DDIM step (docs/methods.md section 2).
@@ -56,7 +34,7 @@ axis! {
     }
 }
 
-axis! {
+choice! {
     /// Which policy the pair is compared against.
     ReferencePolicy, "reference" {
         /// No policy: supervision compares with nothing.

@@ -1,36 +1,22 @@
 //! The watch for reward hacking (docs/reward-hacking.md): from the previews of a run to a finding, by arithmetic alone.
 
+use crate::choice::choice;
 use crate::config::TrainConfig;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::metrics::{Heldout, PreviewMetrics, Record, summary};
 use std::collections::BTreeMap;
 
-/// What is done about a finding; the setting `watch`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WatchAction {
-    /// Nothing is looked for.
-    Off,
-    /// It is recorded and shown.
-    Warn,
-    /// The run ends, saved, as if it had reached its length.
-    Stop,
-    /// γ of the self-entropy term grows.
-    RaiseGamma,
-}
-
-impl WatchAction {
-    /// The names the setting takes.
-    pub const NAMES: &[&str] = &["off", "warn", "stop", "raise-gamma"];
-
-    /// The action called `name`. Errors: [`Error::Setting`] listing the names.
-    pub fn by_name(name: &str) -> Result<Self> {
-        let all = [Self::Off, Self::Warn, Self::Stop, Self::RaiseGamma];
-        let found = Self::NAMES.iter().position(|known| *known == name).map(|at| all[at]);
-        found.ok_or_else(|| Error::Setting {
-            key: "watch".into(),
-            expected: format!("one of {}", Self::NAMES.join(", ")),
-            found: format!("`{name}`"),
-        })
+choice! {
+    /// What is done about a finding; the setting `watch`.
+    WatchAction, "watch" {
+        /// Nothing is looked for.
+        Off = "off",
+        /// It is recorded and shown.
+        Warn = "warn",
+        /// The run ends, saved, as if it had reached its length.
+        Stop = "stop",
+        /// γ of the self-entropy term grows.
+        RaiseGamma = "raise-gamma",
     }
 }
 

@@ -161,9 +161,7 @@ impl TrainConfig {
     }
 
     fn validate_checkpoint_metric(&self) -> Result<()> {
-        let Some(metric) = CheckpointMetric::by_name(&self.checkpoint_metric) else {
-            return require(self.checkpoint_metric.is_empty(), "checkpoint_metric", &self.checkpoint_metric);
-        };
+        let Some(metric) = CheckpointMetric::from_setting(&self.checkpoint_metric)? else { return Ok(()) };
         let refuse =
             |key: &str, expected: String, found: String| Err(Error::Setting { key: key.into(), expected, found });
         if metric == CheckpointMetric::Heldout && self.heldout_judge.is_empty() {

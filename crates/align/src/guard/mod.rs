@@ -7,38 +7,23 @@ mod baseline;
 use baseline::Baseline;
 use serde::{Deserialize, Serialize};
 
+use crate::choice::choice;
 use crate::config::TrainConfig;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
-/// What is done when an update is out of line; the setting `guard`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum GuardAction {
-    /// Nothing; a number that is not finite still ends the run.
-    Off,
-    /// Spikes are noted; several in a row, or a number that is not finite, end the run.
-    Stop,
-    /// The update is left out.
-    Skip,
-    /// The update is left out and the learning rate lowered for a while.
-    BackOff,
-    /// Back to the last good checkpoint, on with other data and noise and a lower learning rate.
-    RollBack,
-}
-
-impl GuardAction {
-    /// The names the setting takes.
-    pub const NAMES: &[&str] = &["off", "stop", "skip", "back-off", "roll-back"];
-
-    /// The action called `name`. Errors: [`Error::Setting`] listing the names.
-    pub fn by_name(name: &str) -> Result<Self> {
-        let all = [Self::Off, Self::Stop, Self::Skip, Self::BackOff, Self::RollBack];
-        let found = Self::NAMES.iter().position(|known| *known == name).map(|at| all[at]);
-        found.ok_or_else(|| Error::Setting {
-            key: "guard".into(),
-            expected: format!("one of {}", Self::NAMES.join(", ")),
-            found: format!("`{name}`"),
-        })
+choice! {
+    /// What is done when an update is out of line; the setting `guard`.
+    GuardAction, "guard" {
+        /// Nothing; a number that is not finite still ends the run.
+        Off = "off",
+        /// Spikes are noted; several in a row, or a number that is not finite, end the run.
+        Stop = "stop",
+        /// The update is left out.
+        Skip = "skip",
+        /// The update is left out and the learning rate lowered for a while.
+        BackOff = "back-off",
+        /// Back to the last good checkpoint, on with other data and noise and a lower learning rate.
+        RollBack = "roll-back",
     }
 }
 

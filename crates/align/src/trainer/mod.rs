@@ -306,7 +306,7 @@ impl<'a> Trainer<'a> {
     /// Notes the best checkpoint, and deletes what is neither that nor among the newest.
     fn keep_best(&self) -> Result<()> {
         let (config, run) = (&self.parts.config, &self.parts.run);
-        let metric = CheckpointMetric::by_name(&config.checkpoint_metric);
+        let metric = CheckpointMetric::from_setting(&config.checkpoint_metric)?;
         let best = metric.map(|metric| best_checkpoint(run, metric, config.checkpointing_steps)).transpose()?.flatten();
         write_best(run.path(), best.as_ref())?;
         Checkpoint::prune(run.path(), config.checkpoints_total_limit, best.map(|best| best.step));

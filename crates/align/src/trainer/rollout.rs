@@ -39,6 +39,19 @@ impl NoisePredictor for Interruptible<'_> {
     }
 }
 
+/// Where the rows that are sampled together begin.
+struct Start<'a> {
+    predictor: &'a dyn NoisePredictor,
+    /// x_T of each row, `[rows, C, h, w]`.
+    x_t: &'a Tensor,
+    /// The slot of each row.
+    rows: &'a [usize],
+    /// The key of each row's noise.
+    keys: &'a [NoiseKey],
+    /// The prompt of each slot.
+    texts: &'a [&'a str],
+}
+
 /// What a rollout needs besides the adapter.
 pub struct RolloutContext<'a> {
     /// The settings.
@@ -84,10 +97,11 @@ impl RolloutContext<'_> {
             let x_t = initial_noise(&keys, self.latent_shape).to_device(self.model.unet.device());
             let offset = i * self.ddim.steps();
             let mut on_step = |done: usize, _: usize| observer.on_phase(Phase::Rollout, offset + done, total);
+            let start = Start { predictor: &predictor, x_t: &x_t, rows: &rows, keys: &keys, texts };
             match pairs_from {
-                PairsFrom::Steps => self.branches(&predictor, &x_t, &rows, &keys, texts, &mut on_step),
-                PairsFrom::Trajectories => self.trajectories(&predictor, &x_t, &rows, &keys, texts, &mut on_step),
-                PairsFrom::Samples => self.singles(&predictor, &x_t, &rows, &keys, texts, &mut on_step),
+                PairsFrom::Steps => self.branches(start, &mut on_step),
+                PairsFrom::Trajectories => self.trajectories(start, &mut on_step),
+                PairsFrom::Samples => self.singles(start, &mut on_step),
                 PairsFrom::Images | PairsFrom::WinnersAndSamples | PairsFrom::Winners => Err(Error::Input {
                     what: "pairs to sample".into(),
                     expected: "trajectories, steps or samples".into(),
@@ -99,15 +113,8 @@ impl RolloutContext<'_> {
         merge_parts(parts)
     }
 
-    fn branches(
-        &self,
-        predictor: &dyn NoisePredictor,
-        x_t: &Tensor,
-        rows: &[usize],
-        keys: &[NoiseKey],
-        texts: &[&str],
-        on_step: &mut dyn FnMut(usize, usize),
-    ) -> Result<Samples> {
+    fn branches(&self, start: Start, on_step: &mut dyn FnMut(usize, usize)) -> Result<Samples> {
+        let Start { predictor, x_t, rows, keys, texts } = start;
         let options = BranchOptions {
             divert_start_step: self.config.divert_start_step as usize,
             candidates: self.config.candidates as usize,
@@ -135,15 +142,8 @@ impl RolloutContext<'_> {
         })
     }
 
-    fn trajectories(
-        &self,
-        predictor: &dyn NoisePredictor,
-        x_t: &Tensor,
-        rows: &[usize],
-        keys: &[NoiseKey],
-        texts: &[&str],
-        on_step: &mut dyn FnMut(usize, usize),
-    ) -> Result<Samples> {
+    fn trajectories(&self, start: Start, on_step: &mut dyn FnMut(usize, usize)) -> Result<Samples> {
+        let Start { predictor, x_t, rows, keys, texts } = start;
         let started = Instant::now();
         let pair = sample_pair(predictor, x_t, rows, self.ddim, keys, on_step)?;
         let seconds_rollout = started.elapsed().as_secs_f64();
@@ -168,15 +168,8 @@ impl RolloutContext<'_> {
     }
 
     /// One trajectory per row; the advantages are for the caller, who knows the other rows.
-    fn singles(
-        &self,
-        predictor: &dyn NoisePredictor,
-        x_t: &Tensor,
-        rows: &[usize],
-        keys: &[NoiseKey],
-        texts: &[&str],
-        on_step: &mut dyn FnMut(usize, usize),
-    ) -> Result<Samples> {
+    fn singles(&self, start: Start, on_step: &mut dyn FnMut(usize, usize)) -> Result<Samples> {
+        let Start { predictor, x_t, rows, keys, texts } = start;
         let started = Instant::now();
         let mut noise = |step: usize| Some(step_noise(keys, step, self.latent_shape));
         let trajectory = sample(predictor, x_t, rows, self.ddim, &mut noise, on_step)?;
