@@ -35,7 +35,7 @@ fn training_settings_out_of_range() {
         ("--gamma", "-1", ["entropy.gamma", "above -1"]),
         ("--gamma", "NaN", ["entropy.gamma", "NaN"]),
         ("--method", "orpo", ["`orpo`", "d3po, ddpo, diffusion-dpo, dpok, seppo, sft, spin, spo"]),
-        ("--likelihood", "exact", ["`likelihood`", "transition | denoising-error"]),
+        ("--likelihood", "exact", ["`likelihood`", "transition, denoising-error"]),
         ("--pairs", "images", ["`likelihood`", "only sampled pairs"]),
         ("--flipper", "sign", ["`flipper`", "denoising errors"]),
         ("--steps", "0", ["`steps`", "1 to 1000"]),
