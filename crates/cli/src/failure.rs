@@ -101,6 +101,9 @@ fn tidy(text: &str) -> String {
 /// A panic is a bug of ours, or memory that ran out inside libtorch: say which, in a line, and exit with code 2.
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|info| {
+        if std::thread::current().name() == Some(seedpo_data::DECODER) {
+            return;
+        }
         let payload = info.payload();
         let text = payload.downcast_ref::<String>().cloned();
         let text = text.or_else(|| payload.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default();
@@ -131,23 +134,8 @@ fn first_line(text: &str) -> &str {
 
 /// The known name nearest to one that was written, where it is near enough to be what was meant.
 pub fn nearest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let near = known.map(|name| (edits(written, name), name)).min()?;
+    let near = known.map(|name| (strsim::levenshtein(written, name), name)).min()?;
     (near.0 <= 1 + written.chars().count() / 2).then_some(near.1)
-}
-
-/// Levenshtein's distance in characters.
-fn edits(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, left) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, &right) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(left != right);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

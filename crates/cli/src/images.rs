@@ -2,20 +2,28 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
-use seedpo_evaluate::png::read_png;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use seedpo_evaluate::png::png_texts;
 use seedpo_tensor::Tensor;
 
 const SUFFIXES: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
-/// A picture file as `u8` RGB `[H, W, 3]`. Errors: unreadable, or not a PNG, JPEG or WebP; names the file.
-pub fn read(path: &Path) -> Result<Tensor> {
+/// A picture file.
+#[derive(Debug)]
+pub struct PictureFile {
+    /// `u8` RGB `[H, W, 3]`.
+    pub pixels: Tensor,
+    /// The prompt that a PNG of ours carries, if it does.
+    pub prompt: Option<String>,
+}
+
+/// Reads a picture file. Errors: unreadable, not a PNG, JPEG or WebP, or too large; names the file.
+pub fn read(path: &Path) -> Result<PictureFile> {
     let bytes = std::fs::read(path).with_context(|| format!("{}: could not be read", path.display()))?;
-    let picture = image::load_from_memory(&bytes)
-        .with_context(|| format!("{}: expected a PNG, JPEG or WebP picture", path.display()))?
-        .to_rgb8();
+    let picture = seedpo_data::picture::decode(&bytes).map_err(|reason| anyhow!("{}: {reason}", path.display()))?;
     let shape = [i64::from(picture.height()), i64::from(picture.width()), 3];
-    Ok(Tensor::from_slice(picture.as_raw()).reshape(shape))
+    let prompt = png_texts(&bytes).into_iter().find_map(|(keyword, text)| (keyword == "prompt").then_some(text));
+    Ok(PictureFile { pixels: Tensor::from_slice(picture.as_raw()).reshape(shape), prompt })
 }
 
 /// The picture files that a list of files and folders stands for, sorted within each folder.
@@ -51,12 +59,6 @@ fn is_picture(path: &Path) -> bool {
 /// The name of the overview that `seedpo sample` writes beside its pictures; it is no picture to score.
 pub const GRID: &str = "grid.png";
 
-/// The prompt that a PNG of ours carries, if it does.
-pub fn prompt_of(path: &Path) -> Option<String> {
-    let texts = read_png(path).ok()?.texts;
-    texts.into_iter().find_map(|(keyword, text)| (keyword == "prompt").then_some(text))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,8 +75,8 @@ mod tests {
         std::fs::write(folder.path().join("notes.txt"), "no picture").unwrap();
         let found = find(&[folder.path().to_path_buf()]).unwrap();
         assert_eq!(found, [folder.path().join("a.png"), folder.path().join("b.png")]);
-        assert_eq!(read(&found[0]).unwrap(), picture);
-        assert_eq!(prompt_of(&found[0]).as_deref(), Some("café ☕"));
+        let first = read(&found[0]).unwrap();
+        assert!(first.pixels == picture && first.prompt.as_deref() == Some("café ☕"));
         assert!(find(&[folder.path().join("none")]).is_err() && find(&[]).is_err());
     }
 }

@@ -112,11 +112,13 @@ impl<'a> Builder<'a> {
         if let Some(bad) = scores.iter().find(|score| !score.is_finite()) {
             return Err((Reason::NoLabel, format!("expected a number as label, found {bad}")));
         }
-        let best = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let wanted: Vec<bool> = (0..pictures.len()).map(|at| self.wanted(ranked, at)).collect();
+        let best = scores.iter().zip(&wanted).filter(|(_, wanted)| **wanted).map(|(score, _)| *score);
+        let best = best.fold(f64::NEG_INFINITY, f64::max);
         let mut won = vec![false; pictures.len()];
         for first in 0..pictures.len() {
             for second in first + 1..pictures.len() {
-                if !self.wanted(ranked, first, second) {
+                if !(wanted[first] && wanted[second]) {
                     self.report.other_generators += 1;
                 } else if scores[first] == scores[second] {
                     self.report.ties += 1;
@@ -134,10 +136,11 @@ impl<'a> Builder<'a> {
         self.prompt(prompt).map(|_| ())
     }
 
-    fn wanted(&self, ranked: &Ranked, first: usize, second: usize) -> bool {
+    /// Whether a picture of a ranking is by the generator asked for.
+    fn wanted(&self, ranked: &Ranked, at: usize) -> bool {
         let asked = self.options.generator.to_lowercase();
-        let of = |i: usize| ranked.generators.and_then(|names| names.get(i)).map(|name| name.to_lowercase());
-        asked.is_empty() || [first, second].into_iter().all(|i| of(i).is_some_and(|name| name.contains(&asked)))
+        let by = ranked.generators.and_then(|names| names.get(at));
+        asked.is_empty() || by.is_some_and(|name| name.to_lowercase().contains(&asked))
     }
 
     fn prompt(&mut self, prompt: &str) -> Result<u32, Fault> {

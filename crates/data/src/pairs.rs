@@ -176,12 +176,16 @@ impl Pairs {
 
     /// A picture, decoded. Errors: as [`Pairs::bytes`], or undecodable.
     pub fn picture(&self, id: PictureId) -> Result<RgbImage, BadRow> {
-        let bytes = self.bytes(id)?;
-        picture::decode(&bytes).map_err(|detail| BadRow {
-            place: self.picture_place(id),
-            reason: Reason::Undecodable,
-            detail,
-        })
+        picture::decode(&self.bytes(id)?).map_err(|detail| self.undecodable(id, detail))
+    }
+
+    /// A picture at `size` x `size`, see [`picture::fit`]. Errors: as [`Pairs::picture`], and a thread of pixels.
+    pub fn fitted(&self, id: PictureId, size: u32) -> Result<RgbImage, BadRow> {
+        picture::fit(&self.picture(id)?, size).map_err(|detail| self.undecodable(id, detail))
+    }
+
+    fn undecodable(&self, id: PictureId, detail: String) -> BadRow {
+        BadRow { place: self.picture_place(id), reason: Reason::Undecodable, detail }
     }
 
     fn picture_place(&self, id: PictureId) -> String {

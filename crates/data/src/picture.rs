@@ -7,6 +7,8 @@ use image::{ImageReader, Limits, RgbImage};
 
 /// The longest side a picture may have, in pixels.
 pub const MAX_SIDE: u32 = 16_384;
+/// How many times as long as wide a picture may be: scaled by its shorter side, a longer one would fill the memory.
+const MAX_ASPECT: u32 = 64;
 /// What decoding one picture may allocate, in bytes: a 10,000 x 10,000 picture fits.
 const MAX_BYTES: u64 = 512 << 20;
 
@@ -39,9 +41,13 @@ pub fn dimensions(bytes: &[u8]) -> Result<(u32, u32), String> {
 /// The picture at `size` x `size`, RGB interleaved: the shorter side scaled to `size` with antialiased bilinear
 /// filtering, the middle of the longer one kept, as torchvision's `Resize` and `CenterCrop` do in the diffusers
 /// training scripts (equal to Pillow's within one level: it rounds between its two passes, we do not).
-pub fn fit(picture: &RgbImage, size: u32) -> RgbImage {
+/// Errors: a picture more than 64 times as long as wide.
+pub fn fit(picture: &RgbImage, size: u32) -> Result<RgbImage, String> {
     let (width, height) = picture.dimensions();
     let shorter = width.min(height).max(1);
+    if width.max(height) / shorter > MAX_ASPECT {
+        return Err(format!("expected a picture at most {MAX_ASPECT} times as long as wide, found {width} x {height}"));
+    }
     // torchvision cuts the longer side's fraction off.
     let scaled = |side: u32| ((u64::from(side) * u64::from(size) / u64::from(shorter)) as u32).max(size);
     let (wide, high) = (scaled(width), scaled(height));
@@ -52,7 +58,7 @@ pub fn fit(picture: &RgbImage, size: u32) -> RgbImage {
         resized = imageops::resize(picture, wide, high, FilterType::Triangle);
         &resized
     };
-    imageops::crop_imm(whole, offset(wide, size), offset(high, size), size, size).to_image()
+    Ok(imageops::crop_imm(whole, offset(wide, size), offset(high, size), size, size).to_image())
 }
 
 /// Python's `round((side - size) / 2)`: halves to the even number.
@@ -69,6 +75,12 @@ mod tests {
     #[test]
     fn halves_are_rounded_as_python_does() {
         assert_eq!([4u32, 5, 6, 7, 8, 9, 11].map(|side| offset(side, 4)), [0, 0, 1, 2, 2, 2, 4]);
+    }
+
+    #[test]
+    fn a_thread_of_pixels_is_refused() {
+        assert!(fit(&RgbImage::new(1, 65), 512).unwrap_err().contains("1 x 65"));
+        assert_eq!(fit(&RgbImage::new(64, 1), 16).unwrap().dimensions(), (16, 16));
     }
 
     /// A PNG header that promises 60,000 x 60,000 pixels must be refused by its size, not by running out of memory.

@@ -1,12 +1,17 @@
 //! Decoding ahead: pictures of pairs, fitted to the model's size, made on other threads in the order they are asked for.
 
 use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use image::RgbImage;
+
 use crate::pairs::Pairs;
-use crate::picture;
-use crate::report::BadRow;
+use crate::report::{BadRow, Reason};
+
+/// The name of the threads that decode: a panic of a decoder there is a bad row, not the end of the program.
+pub const DECODER: &str = "decoder";
 
 /// A pair's pictures at the model's size.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +27,7 @@ impl Fitted {
     /// belongs to.
     pub fn read(pairs: &Pairs, index: usize, size: u32) -> Result<Self, BadRow> {
         let pair = pairs.pair(index);
-        let fit = |id| pairs.picture(id).map(|picture| picture::fit(&picture, size).into_raw());
+        let fit = |id| pairs.fitted(id, size).map(RgbImage::into_raw);
         let both = fit(pair.winner).and_then(|winner| {
             let loser = pair.loser.map(fit).transpose()?;
             Ok(Self { winner, loser })
@@ -70,9 +75,10 @@ impl Prefetch {
             Arc::new(Shared { pairs, size, ahead, state: Mutex::new(State::default()), changed: Condvar::new() });
         let work = |_| {
             let shared = Arc::clone(&shared);
-            std::thread::spawn(move || shared.work())
+            std::thread::Builder::new().name(DECODER.to_owned()).spawn(move || shared.work()).ok()
         };
-        Self { workers: (0..workers).map(work).collect(), shared }
+        // Without a thread of its own everything is decoded where it is taken.
+        Self { workers: (0..workers).filter_map(work).collect(), shared }
     }
 
     /// Adds pairs to what will be taken, in this order.
@@ -127,7 +133,12 @@ impl Shared {
             state.next_ticket += 1;
             state.begun.push_back((ticket, index));
             drop(state);
-            let fitted = Fitted::read(&self.pairs, index, self.size);
+            // Decoders are other people's code on anyone's bytes; whoever waits for this pair must get an answer.
+            let read = AssertUnwindSafe(|| Fitted::read(&self.pairs, index, self.size));
+            let fitted = catch_unwind(read).unwrap_or_else(|_| {
+                let detail = "a picture's decoder failed".into();
+                Err(BadRow { place: self.pairs.place(index), reason: Reason::Undecodable, detail })
+            });
             state = self.lock();
             state.done.insert(ticket, fitted);
             self.changed.notify_all();

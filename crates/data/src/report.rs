@@ -1,6 +1,6 @@
 //! What became of a dataset's rows: pairs, ties, other generators', bad ones by reason.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -78,11 +78,18 @@ pub struct Report {
     pub other_generators: u64,
     /// Rows that cannot be used.
     pub bad: BTreeMap<Reason, BadCount>,
+    /// Places of those: a row may hold several pairs, and is bad but once.
+    #[serde(skip)]
+    places: HashSet<String>,
 }
 
 impl Report {
-    /// Counts a bad row; keeps it as an example if it is among the first of its reason.
+    /// Counts a bad row, unless its place was counted before; keeps it as an example if it is among the first of its
+    /// reason.
     pub fn add_bad(&mut self, row: BadRow) {
+        if !self.places.insert(row.place.clone()) {
+            return;
+        }
         let entry = self.bad.entry(row.reason).or_default();
         entry.count += 1;
         if entry.examples.len() < EXAMPLES {
@@ -111,5 +118,20 @@ impl Report {
             }
         }
         lines.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_of_many_pairs_is_bad_once() {
+        let mut report = Report { rows: 10, pairs: 30, ..Report::default() };
+        let row = |place: &str| BadRow { place: place.into(), reason: Reason::Undecodable, detail: String::new() };
+        (0..3).for_each(|_| report.add_bad(row("a.jsonl line 4")));
+        assert!(report.bad_rows() == 1 && !report.exceeds(0.1));
+        report.add_bad(row("a.jsonl line 5"));
+        assert!(report.bad_rows() == 2 && report.exceeds(0.1));
     }
 }

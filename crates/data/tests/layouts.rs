@@ -134,6 +134,22 @@ fn lines_of_every_kind() {
     assert_eq!(weights, [1.0, 1.0, 2.0, 2.0 / 3.0, 2.0 / 3.0, 2.0 / 3.0]);
 }
 
+/// The best of a ranking is the best of the generator asked for, wherever another generator's picture stands.
+#[test]
+fn the_winner_of_one_generator() {
+    let folder = tempfile::tempdir().unwrap();
+    let line =
+        r#"{"prompt": "z", "images": ["a.png", "b.png", "c.png"], "scores": [1, 3, 2], "models": ["sd", "mj", "sd"]}"#;
+    fs::write(folder.path().join("pairs.jsonl"), line).unwrap();
+    for name in ["a", "b", "c"] {
+        fs::copy(fixtures().join("imagefolder/w0.png"), folder.path().join(format!("{name}.png"))).unwrap();
+    }
+    let options = Options { generator: "sd".into(), winners_only: true, ..Options::default() };
+    let pairs = Pairs::open(folder.path(), &options).unwrap();
+    assert_eq!(pairs.len(), 1);
+    assert!(pairs.file(pairs.pair(0).winner).unwrap().ends_with("c.png"));
+}
+
 #[test]
 fn what_is_no_dataset_is_named() {
     let folder = tempfile::tempdir().unwrap();
@@ -186,7 +202,7 @@ fn pictures_fit_as_pillow_makes_them() {
         let bytes = |key: &str| -> Vec<u8> { serde_json::from_value(case[key].clone()).unwrap() };
         let number = |key: &str| case[key].as_u64().unwrap() as u32;
         let whole = image::RgbImage::from_raw(number("width"), number("height"), bytes("pixels")).unwrap();
-        let fitted = picture::fit(&whole, number("size"));
+        let fitted = picture::fit(&whole, number("size")).unwrap();
         let off = fitted.as_raw().iter().zip(bytes("fitted")).map(|(a, b)| a.abs_diff(b)).max().unwrap();
         assert!(off <= 1 && fitted.dimensions() == (16, 16), "{}x{}: {off}", number("width"), number("height"));
     }

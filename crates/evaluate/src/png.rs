@@ -78,6 +78,29 @@ pub fn read_png(path: &Path) -> Result<PngImage> {
     decode_png(&bytes).map_err(|error| format(format!("expected a readable PNG: {error}")))
 }
 
+/// Keyword and text of every text chunk of a PNG, in file order (tEXt and zTXt before iTXt), its pixels not looked at;
+/// nothing where the bytes are no PNG.
+pub fn png_texts(bytes: &[u8]) -> Vec<(String, String)> {
+    let read = || -> std::result::Result<_, png::DecodingError> {
+        let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info()?;
+        reader.finish()?;
+        texts(reader.info())
+    };
+    read().unwrap_or_default()
+}
+
+fn texts(info: &png::Info) -> std::result::Result<Vec<(String, String)>, png::DecodingError> {
+    let mut texts: Vec<(String, String)> =
+        info.uncompressed_latin1_text.iter().map(|chunk| (chunk.keyword.clone(), chunk.text.clone())).collect();
+    for chunk in &info.compressed_latin1_text {
+        texts.push((chunk.keyword.clone(), chunk.get_text()?));
+    }
+    for chunk in &info.utf8_text {
+        texts.push((chunk.keyword.clone(), chunk.get_text()?));
+    }
+    Ok(texts)
+}
+
 fn decode_png(bytes: &[u8]) -> std::result::Result<PngImage, png::DecodingError> {
     let mut decoder = png::Decoder::new(Cursor::new(bytes));
     decoder.set_transformations(png::Transformations::normalize_to_color8());
@@ -89,15 +112,7 @@ fn decode_png(bytes: &[u8]) -> std::result::Result<PngImage, png::DecodingError>
     let channels = frame.color_type.samples();
     let pixels: Vec<u8> = buffer[..frame.buffer_size()].chunks_exact(channels).flat_map(on_white).collect();
     let shape = [i64::from(frame.height), i64::from(frame.width), 3];
-    let info = reader.info();
-    let mut texts: Vec<(String, String)> =
-        info.uncompressed_latin1_text.iter().map(|chunk| (chunk.keyword.clone(), chunk.text.clone())).collect();
-    for chunk in &info.compressed_latin1_text {
-        texts.push((chunk.keyword.clone(), chunk.get_text()?));
-    }
-    for chunk in &info.utf8_text {
-        texts.push((chunk.keyword.clone(), chunk.get_text()?));
-    }
+    let texts = texts(reader.info())?;
     Ok(PngImage { image: Tensor::from_slice(&pixels).view(shape), texts })
 }
 
@@ -136,6 +151,7 @@ mod tests {
         write_png(&path, &image(), &texts).unwrap();
         let read = read_png(&path).unwrap();
         assert!(read.image == image());
+        assert_eq!(png_texts(&std::fs::read(&path).unwrap()), read.texts);
         for (keyword, text) in texts {
             assert!(read.texts.contains(&(keyword.to_owned(), text.to_owned())), "{keyword}: {:?}", read.texts);
         }
@@ -154,6 +170,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("bad.png");
         assert!(read_png(&path).unwrap_err().to_string().contains("bad.png"));
+        assert!(png_texts(b"not a png").is_empty());
         let whole = encode_png(&image(), &[]).unwrap();
         for bytes in [&b"garbage"[..], &[], &whole[..whole.len() / 2]] {
             std::fs::write(&path, bytes).unwrap();

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use crate::aesthetic::AestheticHead;
 use crate::cache::Cache;
-use crate::{ImageBatch, Judge, JudgeInfo, Preparation, Result, step_aware};
+use crate::{ImageBatch, Judge, JudgeInfo, Predicted, Preparation, Result, step_aware};
 
 /// Prompts and pictures whose embeddings are kept.
 const KEPT: usize = 4096;
@@ -128,17 +128,17 @@ impl Judge for ClipJudge {
         }
         let _no_grad = tch::no_grad_guard();
         if self.is_step_aware() {
-            return self.judge_step(&(images.unit()? * 2.0 - 1.0), 0, prompts);
+            return self.scores(&self.step_embeddings(&(images.unit()? * 2.0 - 1.0), 0)?, prompts);
         }
         self.scores(&self.image_embeddings(images)?, prompts)
     }
 
-    fn judge_step(&self, images: &Tensor, timestep: i64, prompts: &[&str]) -> Result<Vec<f64>> {
+    fn judge_step(&self, images: &Predicted, timestep: i64, prompts: &[&str]) -> Result<Vec<f64>> {
         let _no_grad = tch::no_grad_guard();
-        if !self.is_step_aware() {
-            return self.judge(&ImageBatch::from_tensor(&crate::to_u8(images)?)?, prompts);
+        if !self.is_step_aware() || images.is_empty() {
+            return self.judge(images.bytes()?, prompts);
         }
-        self.scores(&self.step_embeddings(images, timestep)?, prompts)
+        self.scores(&self.step_embeddings(images.images(), timestep)?, prompts)
     }
 }
 

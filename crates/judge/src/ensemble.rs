@@ -3,9 +3,7 @@
 use std::cell::RefCell;
 use std::fmt;
 
-use tch::Tensor;
-
-use crate::{ImageBatch, Judge, Result};
+use crate::{ImageBatch, Judge, Predicted, Result};
 
 /// How several scores become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,8 +176,8 @@ impl Judge for Ensemble {
         self.combine(prompts, |judge| judge.score_batch(images, prompts))
     }
 
-    fn judge_step(&self, images: &Tensor, timestep: i64, prompts: &[&str]) -> Result<Vec<f64>> {
-        self.combine(prompts, |judge| judge.score_step(images, timestep, prompts))
+    fn judge_step(&self, images: &Predicted, timestep: i64, prompts: &[&str]) -> Result<Vec<f64>> {
+        self.combine(prompts, |judge| judge.score_predicted(images, timestep, prompts))
     }
 
     fn statistics(&self) -> Vec<Statistics> {
@@ -207,7 +205,7 @@ impl fmt::Debug for Ensemble {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
+    use tch::{Device, Kind, Tensor};
 
     struct Fixed(&'static str, Vec<f64>);
 

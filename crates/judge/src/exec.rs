@@ -151,6 +151,11 @@ impl Process {
     }
 
     fn answer(&mut self, job: &str, timeout: Duration) -> std::result::Result<String, Fault> {
+        if let Ok(line) = self.lines.try_recv() {
+            let shown: String = line.chars().take(200).collect();
+            let reason = format!("it wrote a line that no job asked for: {shown}");
+            return Err(Fault { reason, again: false });
+        }
         let timeout = if self.answered { timeout } else { timeout * FIRST };
         let Some(mut input) = self.input.take() else {
             return Err(Fault { reason: "it was told to end".into(), again: true });
@@ -173,8 +178,23 @@ impl Process {
             Ok(line) => Ok(line),
             Err(RecvTimeoutError::Timeout) => Err(late),
             Err(RecvTimeoutError::Disconnected) => {
-                let ended = self.child.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
-                Err(Fault { reason: format!("it ended without an answer ({ended})"), again: true })
+                let reason = match self.farewell() {
+                    Some(status) => format!("it ended without an answer ({status})"),
+                    None => "it closed its standard output without an answer".into(),
+                };
+                Err(Fault { reason, again: true })
+            }
+        }
+    }
+
+    /// Its exit status, if it ends within [`FAREWELL`].
+    fn farewell(&mut self) -> Option<std::process::ExitStatus> {
+        let asked = Instant::now();
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return Some(status),
+                Ok(None) if asked.elapsed() < FAREWELL => std::thread::sleep(Duration::from_millis(5)),
+                Ok(None) | Err(_) => return None,
             }
         }
     }
@@ -194,10 +214,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         // The end of its input asks it to end by itself.
         self.input = None;
-        let asked = Instant::now();
-        while self.alive() && asked.elapsed() < FAREWELL {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let _ = self.farewell();
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,5 +1,7 @@
 //! Images on their way to a judge: u8 RGB, checked once.
 
+use std::cell::OnceCell;
+
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
@@ -70,20 +72,63 @@ impl ImageBatch {
     }
 }
 
+/// Pictures a model predicts on its way: checked once, turned into bytes at most once, however many judges look at them.
+#[derive(Debug)]
+pub struct Predicted {
+    images: Tensor,
+    bytes: OnceCell<ImageBatch>,
+}
+
+impl Predicted {
+    /// Of float `[B, 3, H, W]` in [−1, 1], on any device. Errors: [`Error::Images`], [`Error::NonFiniteImage`].
+    pub fn new(images: &Tensor) -> Result<Self> {
+        Ok(Self { images: check_finite(images)?, bytes: OnceCell::new() })
+    }
+
+    /// f32 `[B, 3, H, W]` on the CPU.
+    pub fn images(&self) -> &Tensor {
+        &self.images
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.images.size()[0] as usize
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The pictures as bytes, see [`to_u8`]. Errors: [`Error::Images`] for empty pictures.
+    pub fn bytes(&self) -> Result<&ImageBatch> {
+        match self.bytes.get() {
+            Some(bytes) => Ok(bytes),
+            None => {
+                let bytes = ImageBatch::from_tensor(&quantised(&self.images)?)?;
+                Ok(self.bytes.get_or_init(|| bytes))
+            }
+        }
+    }
+}
+
 /// Decoded images f32 `[B, 3, H, W]` in [−1, 1] -> u8 `[B, H, W, 3]` on the CPU, as D3PO and DDPO hand them to a
 /// judge: x/2 + ½, clamped to [0, 1], times 255, rounded half to even. Values outside [−1, 1] are clamped.
 ///
 /// Errors: [`Error::Images`] for another shape or an integer tensor; [`Error::NonFiniteImage`].
 /// Source: d3po and ddpo-pytorch `jpeg_incompressibility`; torch's `round` is half to even.
 pub fn to_u8(images: &Tensor) -> Result<Tensor> {
-    let images = check_finite(images)?;
+    quantised(&check_finite(images)?)
+}
+
+fn quantised(images: &Tensor) -> Result<Tensor> {
     let unit = ((images / 2.0) + 0.5).clamp(0.0, 1.0);
     let bytes = (unit * 255.0).round().clamp(0.0, 255.0).to_kind(Kind::Uint8);
     Ok(bytes.f_permute([0, 2, 3, 1])?.f_contiguous()?)
 }
 
 /// Float images `[B, 3, H, W]` as f32 on the CPU. Errors: [`Error::Images`], [`Error::NonFiniteImage`].
-pub(crate) fn check_finite(images: &Tensor) -> Result<Tensor> {
+fn check_finite(images: &Tensor) -> Result<Tensor> {
     let size = images.size();
     if size.len() != 4 || size[1] != 3 || !images.is_floating_point() {
         return Err(Error::Images {

@@ -1,7 +1,6 @@
 //! The trait every judge implements.
 
-use crate::images::check_finite;
-use crate::{Error, ImageBatch, Result, Statistics, to_u8};
+use crate::{Error, ImageBatch, Predicted, Result, Statistics};
 use tch::Tensor;
 
 /// Scores images for prompts; higher is always better.
@@ -20,12 +19,12 @@ pub trait Judge: Send {
     /// Errors: whatever the judge itself meets.
     fn judge(&self, images: &ImageBatch, prompts: &[&str]) -> Result<Vec<f64>>;
 
-    /// As [`Judge::judge`] for pictures predicted at a `timestep` (0 to 999; 0: finished): f32 `[B, 3, H, W]` in [−1, 1].
+    /// As [`Judge::judge`] for pictures predicted at a `timestep` (0 to 999; 0: finished).
     ///
     /// A judge that does not know timesteps looks at the picture alone, as bytes.
-    /// Errors: [`Error::NonFiniteImage`], and the judge's own.
-    fn judge_step(&self, images: &Tensor, _timestep: i64, prompts: &[&str]) -> Result<Vec<f64>> {
-        self.judge(&ImageBatch::from_tensor(&to_u8(images)?)?, prompts)
+    /// Errors: the judge's own.
+    fn judge_step(&self, images: &Predicted, _timestep: i64, prompts: &[&str]) -> Result<Vec<f64>> {
+        self.judge(images.bytes()?, prompts)
     }
 
     /// What the judges within have given so far; empty for a judge that is one.
@@ -49,8 +48,12 @@ pub trait Judge: Send {
     /// Scores predicted pictures, f32 `[B, 3, H, W]` in [−1, 1], at a timestep. Errors: as [`Judge::score`], and
     /// [`Error::NonFiniteImage`].
     fn score_step(&self, images: &Tensor, timestep: i64, prompts: &[&str]) -> Result<Vec<f64>> {
-        let count = check_finite(images)?.size().first().copied().unwrap_or(0) as usize;
-        checked(self.name(), count, prompts, || self.judge_step(images, timestep, prompts))
+        self.score_predicted(&Predicted::new(images)?, timestep, prompts)
+    }
+
+    /// As [`Judge::score_step`], for pictures already checked.
+    fn score_predicted(&self, images: &Predicted, timestep: i64, prompts: &[&str]) -> Result<Vec<f64>> {
+        checked(self.name(), images.len(), prompts, || self.judge_step(images, timestep, prompts))
     }
 }
 

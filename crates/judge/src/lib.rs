@@ -40,7 +40,7 @@ pub use ensemble::{Ensemble, Member, Rule, Statistics};
 pub use error::{Error, Result};
 pub use exec::ExecJudge;
 pub use image_reward::ImageReward;
-pub use images::{ImageBatch, to_u8};
+pub use images::{ImageBatch, Predicted, to_u8};
 pub use jpeg::{JpegSize, jpeg_bytes};
 pub use judge::Judge;
 pub use load::{JudgeOptions, load, recognised};

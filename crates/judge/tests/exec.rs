@@ -116,6 +116,26 @@ fn a_hang_ends_in_time() {
 }
 
 #[test]
+fn lines_that_no_job_asked_for_never_become_scores() {
+    let room = Room::new();
+    let judge =
+        room.judge("while read -r job; do echo '{\"scores\": [0, 1]}'; echo '{\"scores\": [5, 5]}'; done", LONG);
+    assert_eq!(score(&judge).unwrap(), [0.0, 1.0]);
+    std::thread::sleep(Duration::from_millis(300));
+    let text = message(&judge);
+    assert!(text.contains("no job asked for") && text.contains("[5, 5]"), "{text}");
+}
+
+#[test]
+fn a_process_that_only_closes_its_output_does_not_hang_us() {
+    let room = Room::new();
+    let began = Instant::now();
+    let text = message(&room.judge("exec 1>&-; sleep 60", LONG));
+    assert!(text.contains("closed its standard output"), "{text}");
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+}
+
+#[test]
 fn endless_answers_cost_no_memory_and_a_missing_program_is_named() {
     let room = Room::new();
     let text = message(&room.judge("read -r job; head -c 40000000 /dev/zero | tr '\\0' x", LONG));

@@ -95,7 +95,7 @@ impl TrainConfig {
 
 fn check_key(name: &str, value: &Value, origin: &str) -> Result<()> {
     let Some(key) = keys().find(|k| k.name == name) else {
-        let nearest = keys().min_by_key(|k| distance(k.name, name)).map(|k| k.name).unwrap_or_default();
+        let nearest = keys().min_by_key(|k| strsim::levenshtein(k.name, name)).map(|k| k.name).unwrap_or_default();
         let reason = format!("unknown key `{name}`; the nearest known key is `{nearest}`");
         return Err(Error::Config { origin: origin.into(), reason });
     };
@@ -116,22 +116,6 @@ fn check_key(name: &str, value: &Value, origin: &str) -> Result<()> {
 
 fn config_error(origin: &str, error: &toml::de::Error) -> Error {
     Error::Config { origin: origin.into(), reason: error.to_string().trim_end().to_string() }
-}
-
-/// Edit distance, for "did you mean".
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for j in 0..b.len() {
-            let substitute = diagonal + usize::from(ca != b[j]);
-            diagonal = row[j + 1];
-            row[j + 1] = substitute.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

@@ -77,16 +77,18 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     ensure!(args.at_least.is_none_or(f64::is_finite), "--at-least: expected a finite number");
     let specs = JudgeSpec::list(&args.judge).context("--judge")?;
     let files = images::find(if args.paths.is_empty() { &args.images } else { &args.paths }).context("--images")?;
-    let prompts = prompts_for(&files, args.prompts.as_deref())?;
+    let prompts = args.prompts.as_deref().map(|path| prompts_for(&files, path)).transpose()?;
     let columns = columns(&specs, load(&specs, context)?);
     let mut progress = context.progress("scoring", files.len(), "pictures");
     let mut rows = Vec::with_capacity(files.len());
-    let mut waiting = files.into_iter().zip(prompts).peekable();
-    while waiting.peek().is_some() {
+    let mut waiting = files.into_iter().enumerate().map(|(at, file)| read(file, prompts.as_ref().map(|p| &p[at])));
+    let mut next = waiting.next().transpose()?;
+    while let Some(first) = next.take() {
         if interrupt::requested() {
             return Ok(Outcome::Interrupted);
         }
-        let batch = next_batch(&mut waiting)?;
+        let mut batch = vec![first];
+        next = fill(&mut batch, &mut waiting)?;
         progress.advance(batch.len());
         rows.extend(score_batch(&columns, batch)?);
     }
@@ -96,16 +98,14 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
         write_atomic(path, jsonl(&columns, &rows).as_bytes()).context("--jsonl")?;
     }
     if let Some(path) = &args.csv {
-        write_atomic(path, csv(&columns, &rows).as_bytes()).context("--csv")?;
+        write_atomic(path, &csv(&columns, &rows)?).context("--csv")?;
     }
     output::print(&text_table(&columns, &rows))?;
     Ok(gate(args.at_least, &columns, &rows))
 }
 
-fn prompts_for(files: &[PathBuf], given: Option<&Path>) -> Result<Vec<String>> {
-    let Some(path) = given else {
-        return Ok(files.iter().map(|file| images::prompt_of(file).unwrap_or_default()).collect());
-    };
+/// The prompts in a file, one for each picture.
+fn prompts_for(files: &[PathBuf], path: &Path) -> Result<Vec<String>> {
     let list = seedpo_align::read_prompts(path)?;
     if list.len() != files.len() {
         bail!("{}: expected one prompt per picture ({}), found {}", path.display(), files.len(), list.len());
@@ -126,12 +126,15 @@ pub fn load(specs: &[JudgeSpec], context: &Context) -> Result<Vec<Box<dyn Judge>
 }
 
 /// A judge and the name of its column.
-struct Column {
-    name: String,
-    judge: Box<dyn Judge>,
+pub struct Column {
+    /// Different from those of the other columns.
+    pub name: String,
+    /// The judge.
+    pub judge: Box<dyn Judge>,
 }
 
-fn columns(specs: &[JudgeSpec], judges: Vec<Box<dyn Judge>>) -> Vec<Column> {
+/// Judges with the names that tables give them.
+pub fn columns(specs: &[JudgeSpec], judges: Vec<Box<dyn Judge>>) -> Vec<Column> {
     // The judge's own name, or where two share it the whole line.
     let count = |name: &str| judges.iter().filter(|judge| judge.name() == name).count();
     let names: Vec<String> = judges
@@ -152,21 +155,22 @@ struct Waiting {
     picture: Tensor,
 }
 
-/// The next pictures of one size, at most [`BATCH`].
-fn next_batch(files: &mut std::iter::Peekable<impl Iterator<Item = (PathBuf, String)>>) -> Result<Vec<Waiting>> {
-    let mut batch: Vec<Waiting> = Vec::new();
-    while batch.len() < BATCH
-        && let Some((file, _)) = files.peek()
-    {
-        let picture = images::read(file)?;
-        if batch.first().is_some_and(|first| first.picture.size() != picture.size()) {
-            break;
+/// Reads a picture; its prompt is the one given, or else its own.
+fn read(file: PathBuf, prompt: Option<&String>) -> Result<Waiting> {
+    let images::PictureFile { pixels, prompt: own } = images::read(&file)?;
+    Ok(Waiting { prompt: prompt.cloned().or(own).unwrap_or_default(), picture: pixels, file })
+}
+
+/// Fills a batch up to [`BATCH`] with pictures of its first one's size. Returns the first picture of the next batch, if
+/// it was read already.
+fn fill(batch: &mut Vec<Waiting>, waiting: &mut impl Iterator<Item = Result<Waiting>>) -> Result<Option<Waiting>> {
+    while let Some(next) = waiting.next().transpose()? {
+        if batch.len() == BATCH || batch[0].picture.size() != next.picture.size() {
+            return Ok(Some(next));
         }
-        if let Some((file, prompt)) = files.next() {
-            batch.push(Waiting { file, prompt, picture });
-        }
+        batch.push(next);
     }
-    Ok(batch)
+    Ok(None)
 }
 
 fn score_batch(columns: &[Column], batch: Vec<Waiting>) -> Result<Vec<Row>> {
@@ -222,29 +226,12 @@ fn jsonl(columns: &[Column], rows: &[Row]) -> String {
     rows.iter().map(object).collect()
 }
 
-fn csv(columns: &[Column], rows: &[Row]) -> String {
-    let names = columns.iter().map(|column| quoted(&column.name));
-    let mut lines =
-        vec![["image".to_owned(), "prompt".to_owned()].into_iter().chain(names).collect::<Vec<_>>().join(",")];
+fn csv(columns: &[Column], rows: &[Row]) -> Result<Vec<u8>> {
+    let mut table = csv::Writer::from_writer(Vec::new());
+    table.write_record(["image", "prompt"].into_iter().chain(columns.iter().map(|column| column.name.as_str())))?;
     for row in rows {
-        let cells = [quoted(&row.file.display().to_string()), quoted(&row.prompt)];
-        lines.push(cells.into_iter().chain(row.scores.iter().map(f64::to_string)).collect::<Vec<_>>().join(","));
+        let texts = [row.file.display().to_string(), row.prompt.clone()];
+        table.write_record(texts.into_iter().chain(row.scores.iter().map(f64::to_string)))?;
     }
-    lines.join("\n") + "\n"
-}
-
-/// A CSV cell after RFC 4180: quoted where it holds a comma, a quote or a line break.
-fn quoted(cell: &str) -> String {
-    if cell.contains([',', '"', '\n', '\r']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn csv_cells_are_quoted_where_needed() {
-        assert_eq!(quoted("a, \"b\""), "\"a, \"\"b\"\"\"");
-        assert_eq!(quoted("plain"), "plain");
-    }
+    Ok(table.into_inner()?)
 }

@@ -70,8 +70,13 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
         output::print(&args.settings.resolve(context)?.to_documented_toml()?)?;
         return Ok(Outcome::Done);
     }
+    let settings = || -> Result<TrainConfig> {
+        let config = args.settings.resolve(context)?;
+        let model = local_model(&config.model, &config.variant, context)?;
+        Ok(TrainConfig { model, ..config })
+    };
     if args.dry_run {
-        return dry_run(args.settings.resolve(context)?, context);
+        return dry_run(settings()?, context);
     }
     match given.get("resume").and_then(|value| value.as_str()).filter(|text| !text.is_empty()) {
         Some(resume) => {
@@ -83,11 +88,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
             }
             go_on(&resume, &given, context)
         }
-        None => {
-            let mut config = args.settings.resolve(context)?;
-            config.model = local_model(&config.model, &config.variant, context)?;
-            begin(config, context)
-        }
+        None => begin(settings()?, context),
     }
 }
 

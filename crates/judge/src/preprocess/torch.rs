@@ -3,7 +3,9 @@
 use tch::Tensor;
 
 use super::CLIP_STATISTICS;
-use crate::Result;
+use crate::{Error, Result};
+
+const MAX_ASPECT: i64 = 256;
 
 /// HPSv2's `ResizeMaxSize`: pixels in [0, 1], `[B, 3, H, W]`, to `[B, 3, S, S]`, longest edge S, bicubic, zeros around.
 ///
@@ -26,9 +28,14 @@ pub fn padded(images: &Tensor, side: i64, antialias: bool) -> Result<Tensor> {
 /// The step-aware preference model's preparation of decoded images `[B, 3, H, W]` in [−1, 1] (clamped after resizing):
 /// shortest edge to S by bicubic without antialias, centre crop, [0, 1], CLIP's statistics; `[B, 3, S, S]`.
 ///
-/// Source: SPO's scoring path; sizes round half up, the crop's offset half to even.
+/// Source: SPO's scoring path; sizes round half up, the crop's offset half to even. Errors: [`Error::Images`] for pictures
+/// more than 256 times as long as wide, which scaled would fill the memory.
 pub fn step_aware(images: &Tensor, side: i64) -> Result<Tensor> {
     let (_, _, height, width) = images.size4()?;
+    if height.max(width) > MAX_ASPECT * height.min(width) {
+        let expected = "pictures at most 256 times as long as wide";
+        return Err(Error::Images { expected, found: format!("{width} x {height} pixels") });
+    }
     let scale = side as f64 / height.min(width) as f64;
     let scaled = |edge: i64| (edge as f64 * scale + 0.5) as i64;
     let (rows, columns) = (scaled(height), scaled(width));

@@ -61,8 +61,13 @@ struct Source {
     pairs_generator: String,
 
     /// Stop where more than this share of the rows is bad, 0 to 1.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01, value_parser = share)]
     bad_rows_limit: f64,
+}
+
+/// A number from 0 to 1.
+fn share(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|share| (0.0..=1.0).contains(share)).ok_or_else(|| "expected a number from 0 to 1".into())
 }
 
 impl Source {

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use image::RgbImage;
 use seedpo_align::objective::Preference;
 use seedpo_data::{BadRow, JudgedPair, Pair, Pairs};
 use seedpo_judge::{Judge, JudgeSpec};
@@ -12,7 +11,7 @@ use serde_json::{Map, json};
 
 use super::Source;
 use super::convert::Sink;
-use crate::commands::score;
+use crate::commands::score::{self, Column};
 use crate::context::Context;
 use crate::failure::Outcome;
 use crate::interrupt;
@@ -31,79 +30,124 @@ pub struct Args {
     judge: String,
 }
 
+/// Pairs judged in one call.
+const BATCH: usize = 8;
+
 /// Runs `seedpo pairs relabel`.
 pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     let specs = JudgeSpec::list(&args.judge).context("--judge")?;
     let pairs = args.source.open(context)?;
     let judges = score::load(&specs, context)?;
+    let judges = score::columns(&specs, judges);
     let mut sink = Sink::create(&args.target, &pairs, args.source.bad_rows_limit)?;
     let mut progress = context.progress("judging", pairs.len(), "pairs");
-    let (mut ties, mut turned) = (0, 0);
+    let mut count = Count::default();
+    let mut batch: Vec<Seen> = Vec::new();
     for index in 0..pairs.len() {
         if interrupt::requested() {
             return Ok(Outcome::Interrupted);
         }
+        progress.advance(1);
         let pair = pairs.pair(index);
-        match scores(&pairs, &pair, &judges)? {
+        match pictures(&pairs, &pair) {
             Err(bad) => sink.bad(index, bad)?,
-            Ok([first, second]) => {
-                let preference = Preference::by_dominance(&first, &second);
-                let scores = match preference {
-                    Preference::First => [first, second],
-                    Preference::Second => [second, first],
-                    Preference::Tie => {
-                        ties += 1;
-                        continue;
-                    }
-                };
-                turned += usize::from(preference == Preference::Second);
-                sink.add(index, &judged(&pair, preference, &judges, &scores))?;
+            Ok(pictures) => {
+                let next = Seen { index, pair, pictures };
+                if !next.goes_with(&batch) {
+                    count += label(&mut batch, &judges, &mut sink)?;
+                }
+                batch.push(next);
             }
         }
-        progress.advance(1);
     }
+    count += label(&mut batch, &judges, &mut sink)?;
     progress.finish();
     sink.finish(&args.target, context)?;
-    context.note(&format!("{turned} labels turned round, {ties} ties dropped"));
+    context.note(&format!("{} labels turned round, {} ties dropped", count.turned, count.ties));
     Ok(Outcome::Done)
 }
 
-/// The judges' scores of winner and loser; a pair with a picture that cannot be had is a bad row.
-fn scores(pairs: &Pairs, pair: &Pair, judges: &[Box<dyn Judge>]) -> Result<Result<[Vec<f64>; 2], BadRow>> {
-    let loser = pair.loser.unwrap_or(pair.winner);
-    let [winner, loser] = match (pairs.picture(pair.winner), pairs.picture(loser)) {
-        (Err(bad), _) | (_, Err(bad)) => return Ok(Err(bad)),
-        (Ok(winner), Ok(loser)) => [pixels(&winner), pixels(&loser)],
-    };
-    let mut both = [Vec::new(), Vec::new()];
-    for judge in judges {
-        // In one call where that can be: some judges compare pictures of a prompt with each other.
-        let scores = if winner.size() == loser.size() {
-            judge.score(&Tensor::cat(&[&winner, &loser], 0), &[pair.prompt; 2])?
-        } else {
-            [judge.score(&winner, &[pair.prompt])?, judge.score(&loser, &[pair.prompt])?].concat()
-        };
-        both.iter_mut().zip(scores).for_each(|(side, score)| side.push(score));
+/// Labels that changed.
+#[derive(Default)]
+struct Count {
+    turned: usize,
+    ties: usize,
+}
+
+impl std::ops::AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        self.turned += other.turned;
+        self.ties += other.ties;
     }
-    Ok(Ok(both))
 }
 
-/// A picture as judges take it, u8 `[1, H, W, 3]`.
-fn pixels(picture: &RgbImage) -> Tensor {
-    let shape = [1, i64::from(picture.height()), i64::from(picture.width()), 3];
-    Tensor::from_slice(picture.as_raw()).reshape(shape)
+/// A pair whose pictures were read.
+struct Seen<'a> {
+    index: usize,
+    pair: Pair<'a>,
+    /// The present winner and loser, u8 `[H, W, 3]`.
+    pictures: [Tensor; 2],
 }
 
-fn judged<'a>(
-    pair: &Pair<'a>,
-    preference: Preference,
-    judges: &[Box<dyn Judge>],
-    scores: &[Vec<f64>; 2],
-) -> JudgedPair<'a> {
+impl Seen<'_> {
+    /// Whether it can be judged in one call with the pairs of a batch. Some judges compare the pictures of a prompt with
+    /// each other, so no prompt comes twice.
+    fn goes_with(&self, batch: &[Self]) -> bool {
+        let size = self.pictures[0].size();
+        batch.len() < BATCH
+            && self.pictures[1].size() == size
+            && batch.iter().all(|other| {
+                other.pair.prompt != self.pair.prompt && other.pictures.iter().all(|picture| picture.size() == size)
+            })
+    }
+}
+
+/// A pair's pictures; one that cannot be had makes it a bad row.
+fn pictures(pairs: &Pairs, pair: &Pair) -> Result<[Tensor; 2], BadRow> {
+    let pixels = |id| {
+        let picture = pairs.picture(id)?;
+        let shape = [i64::from(picture.height()), i64::from(picture.width()), 3];
+        Ok(Tensor::from_slice(picture.as_raw()).reshape(shape))
+    };
+    Ok([pixels(pair.winner)?, pixels(pair.loser.unwrap_or(pair.winner))?])
+}
+
+/// Judges a batch, writes it with its new labels and empties it.
+fn label(batch: &mut Vec<Seen>, judges: &[Column], sink: &mut Sink) -> Result<Count> {
+    let mut count = Count::default();
+    let scores = judges.iter().map(|column| scores(batch, column.judge.as_ref())).collect::<Result<Vec<_>>>()?;
+    for (at, Seen { index, pair, .. }) in batch.drain(..).enumerate() {
+        let side = |side: usize| scores.iter().map(|of_judge| of_judge[2 * at + side]).collect::<Vec<f64>>();
+        let [first, second] = [side(0), side(1)];
+        let preference = Preference::by_dominance(&first, &second);
+        match preference {
+            Preference::First => sink.add(index, &judged(&pair, false, judges, [&first, &second]))?,
+            Preference::Second => sink.add(index, &judged(&pair, true, judges, [&second, &first]))?,
+            Preference::Tie => {}
+        }
+        count.ties += usize::from(preference == Preference::Tie);
+        count.turned += usize::from(preference == Preference::Second);
+    }
+    Ok(count)
+}
+
+/// A judge's scores of a batch: winner, loser, winner, ..
+fn scores(batch: &[Seen], judge: &dyn Judge) -> Result<Vec<f64>> {
+    let pictures: Vec<&Tensor> = batch.iter().flat_map(|seen| &seen.pictures).collect();
+    let prompts: Vec<&str> = batch.iter().flat_map(|seen| [seen.pair.prompt; 2]).collect();
+    if batch.iter().all(|seen| seen.pictures[0].size() == seen.pictures[1].size()) && !batch.is_empty() {
+        return Ok(judge.score(&Tensor::stack(&pictures, 0), &prompts)?);
+    }
+    let one = |(picture, prompt): (&&Tensor, &&str)| Ok(judge.score(&picture.unsqueeze(0), &[prompt])?[0]);
+    pictures.iter().zip(&prompts).map(one).collect()
+}
+
+/// The pair to write, turned round or not; `scores` are those of its new winner and loser.
+fn judged<'a>(pair: &Pair<'a>, turned: bool, judges: &[Column], scores: [&Vec<f64>; 2]) -> JudgedPair<'a> {
     let loser = pair.loser.unwrap_or(pair.winner);
-    let (winner, loser) = if preference == Preference::Second { (loser, pair.winner) } else { (pair.winner, loser) };
+    let (winner, loser) = if turned { (loser, pair.winner) } else { (pair.winner, loser) };
     let of = |i: usize| json!([scores[0][i], scores[1][i]]);
-    let by_judge: Map<_, _> = judges.iter().enumerate().map(|(i, judge)| (judge.name().to_owned(), of(i))).collect();
+    let by_judge: Map<_, _> = judges.iter().enumerate().map(|(i, column)| (column.name.clone(), of(i))).collect();
     let notes = Map::from_iter([("winner_and_loser_scores".to_owned(), by_judge.into())]);
     JudgedPair { prompt: pair.prompt, winner, loser: Some(loser), notes }
 }

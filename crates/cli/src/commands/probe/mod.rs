@@ -35,14 +35,18 @@ The case is a safetensors file: its tensors are the inputs; its metadata has the
   loss      prompt_embeds, negative_prompt_embeds, timestep,    method, beta, gamma, form,  loss [1], margin [B],
             spo: latents, next_latents_w, next_latents_l        clip, guidance_scale,       grad.<adapter key>
             d3po: latents_w, next_latents_w, latents_l,         steps, eta, adapter,
-                  next_latents_l                                reference_adapter
+                  next_latents_l                                reference_adapter,
+            diffusion-dpo: latents_w, latents_l, noise          shaping
+            seppo, spin: latents_w, latents_ref, noise
+            sft: latents_w, noise
   score     images u8 [B, H, W, 3]                              judge, prompts, judge_path  scores [B]
             (as x / 127.5 - 1 where there is a timestep)        (its weights), timestep
 
 SDXL: unet, sample and loss also read pooled [B, P] and time_ids f32 [B, 6] (original height, width; crop top, left; target
 height, width), sample and loss negative_pooled [1, P] and, if they differ from time_ids, negative_time_ids [B, 6].
 
-Defaults of settings: eta 0 for sample and 1 for ddim and loss, sampler ddim, gamma 0, form flatten, clip null (off).
+Defaults of settings: eta 0 for sample and 1 for ddim and loss, sampler ddim, gamma 0, form flatten, clip null (off),
+shaping the method's own (sign, indicator or off: the flipper; latents_w, _l and _ref are clean where noise is given).
 Samplers: ddim, euler, euler-karras, euler-a, dpmpp-2m, dpmpp-2m-karras, or the name of their class in diffusers.
 Paths in settings are taken from the working folder, or else from the case's folder.";
 

@@ -15,9 +15,9 @@ use crate::output;
 /// Errors: no run there; a file name that ends neither in .csv nor in .jsonl; the file cannot be written.
 pub fn run(run: &Path, out: Option<&Path>) -> Result<()> {
     let series = RunSeries::from_jsonl("run", &RunDir::open(run)?.metrics())?;
-    let Some(out) = out else { return output::print(&csv(&series)) };
+    let Some(out) = out else { return output::print(&csv(&series)?) };
     let text = match out.extension().and_then(|ending| ending.to_str()) {
-        Some("csv") => csv(&series),
+        Some("csv") => csv(&series)?,
         Some("jsonl") => jsonl(&series),
         _ => bail!("--out {}: expected a name that ends in .csv or .jsonl", out.display()),
     };
@@ -36,21 +36,16 @@ fn rows(series: &RunSeries) -> BTreeMap<u64, BTreeMap<&str, f64>> {
     rows
 }
 
-fn csv(series: &RunSeries) -> String {
+fn csv(series: &RunSeries) -> Result<String> {
     let rows = rows(series);
     let columns: BTreeSet<&str> = rows.values().flat_map(|row| row.keys().copied()).collect();
-    // Judges may be named with commas and quotes.
-    let quoted = |name: &&str| {
-        if name.contains([',', '"', '\n']) { format!("\"{}\"", name.replace('"', "\"\"")) } else { (*name).to_owned() }
-    };
-    let mut text =
-        std::iter::once("step".to_owned()).chain(columns.iter().map(quoted)).collect::<Vec<_>>().join(",") + "\n";
+    let mut table = csv::Writer::from_writer(Vec::new());
+    table.write_record(std::iter::once("step").chain(columns.iter().copied()))?;
     for (step, row) in &rows {
         let cell = |column: &&str| row.get(column).map(f64::to_string).unwrap_or_default();
-        let cells: Vec<String> = std::iter::once(step.to_string()).chain(columns.iter().map(cell)).collect();
-        text += &(cells.join(",") + "\n");
+        table.write_record(std::iter::once(step.to_string()).chain(columns.iter().map(cell)))?;
     }
-    text
+    Ok(String::from_utf8(table.into_inner()?)?)
 }
 
 fn jsonl(series: &RunSeries) -> String {
@@ -76,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_row_per_step_with_gaps_left_empty() {
-        assert_eq!(csv(&series()), "step,\"preview.heldout.a,b\",update.loss\n1,,0.5\n2,-3.25,\n");
+        assert_eq!(csv(&series()).unwrap(), "step,\"preview.heldout.a,b\",update.loss\n1,,0.5\n2,-3.25,\n");
         assert_eq!(jsonl(&series()), "{\"step\":1,\"update.loss\":0.5}\n{\"step\":2,\"preview.heldout.a,b\":-3.25}\n");
     }
 }
