@@ -2,6 +2,7 @@
 //!
 //! Where no gradient is recorded, fresh intermediate results are overwritten in place.
 
+use std::borrow::Borrow;
 use std::cell::Cell;
 
 use seedpo_tensor::{Init, ParamPath};
@@ -77,6 +78,38 @@ pub(crate) fn add(mut y: Tensor, residual: &Tensor) -> Tensor {
     }
 }
 
+/// A weight as a layer uses it.
+pub(crate) enum InKind<'t> {
+    /// As it is stored.
+    Stored(&'t Tensor),
+    /// In the input's number type.
+    Cast(Tensor),
+}
+
+impl std::ops::Deref for InKind<'_> {
+    type Target = Tensor;
+
+    fn deref(&self) -> &Tensor {
+        match self {
+            Self::Stored(tensor) => tensor,
+            Self::Cast(tensor) => tensor,
+        }
+    }
+}
+
+impl Borrow<Tensor> for InKind<'_> {
+    fn borrow(&self) -> &Tensor {
+        self
+    }
+}
+
+/// `weight` in the number type of `x`: f32 weights of a network that computes in bf16 are cast where they are used, within
+/// the graph, so that their gradients are f32 (mixed precision). Weights of the input's type are used as they are.
+pub(crate) fn in_kind_of<'t>(x: &Tensor, weight: &'t Tensor) -> InKind<'t> {
+    let kind = x.kind();
+    if weight.kind() == kind { InKind::Stored(weight) } else { InKind::Cast(weight.to_kind(kind)) }
+}
+
 /// `y = W x + b` over the last axis.
 #[derive(Debug)]
 pub(crate) struct Linear {
@@ -100,7 +133,7 @@ impl Linear {
     }
 
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref())
+        x.linear(&in_kind_of(x, &self.weight), self.bias.as_ref().map(|bias| in_kind_of(x, bias)))
     }
 
     /// As [`Linear::forward`] with the adapter's change to the projection at `path`.
@@ -152,12 +185,13 @@ impl Conv2d {
     }
 
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.conv2d(&self.weight, Some(&self.bias), [self.stride; 2], [self.padding; 2], [1, 1], 1)
+        let (weight, bias) = (in_kind_of(x, &self.weight), in_kind_of(x, &self.bias));
+        x.conv2d(&weight, Some(bias), [self.stride; 2], [self.padding; 2], [1, 1], 1)
     }
 
     /// A 1×1 convolution over the last axis of `x` `[.., C]`: a matrix product.
     pub fn forward_channels(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight.flatten(1, -1), Some(&self.bias))
+        x.linear(&in_kind_of(x, &self.weight).flatten(1, -1), Some(in_kind_of(x, &self.bias)))
     }
 }
 
@@ -177,7 +211,7 @@ impl GroupNorm {
     }
 
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.group_norm(self.groups, Some(&self.weight), Some(&self.bias), self.eps, true)
+        x.group_norm(self.groups, Some(in_kind_of(x, &self.weight)), Some(in_kind_of(x, &self.bias)), self.eps, true)
     }
 }
 
@@ -197,7 +231,7 @@ impl LayerNorm {
     }
 
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.layer_norm([self.size], Some(&self.weight), Some(&self.bias), self.eps, true)
+        x.layer_norm([self.size], Some(in_kind_of(x, &self.weight)), Some(in_kind_of(x, &self.bias)), self.eps, true)
     }
 }
 

@@ -20,6 +20,7 @@ pub mod text;
 pub mod tokenizer;
 pub mod unet;
 pub mod vae;
+pub mod weights;
 
 pub use adapter::{Adapter, Delta};
 pub use clip::{ClipConfig, ClipModel, VisionConfig};
@@ -36,3 +37,4 @@ pub use text::{ClipTextModel, TextOutput};
 pub use tokenizer::{ClipDialect, ClipTokenizer};
 pub use unet::{AddedConditioning, Projection, UNet2DConditionModel};
 pub use vae::{AutoencoderKl, Tiling};
+pub use weights::{FinetuningType, PolicyWeights};

@@ -53,6 +53,12 @@ pub struct LoadOptions {
     pub prediction_type: Option<PredictionType>,
     /// A folder with a CLIP tokenizer, instead of the model's own.
     pub tokenizer: Option<PathBuf>,
+    /// A folder with another U-Net for the model (config.json and weights), or one that holds it as `unet/`: the result of
+    /// full fine-tuning.
+    pub unet: Option<PathBuf>,
+    /// Whether the U-Net's weights are read at all. Without them it knows its configuration and no more: for a run that
+    /// trains a U-Net of its own and compares it with nothing.
+    pub unet_weights: bool,
 }
 
 impl Default for LoadOptions {
@@ -76,6 +82,8 @@ impl LoadOptions {
             variant: None,
             prediction_type: None,
             tokenizer: None,
+            unet: None,
+            unet_weights: true,
         }
     }
 }
@@ -121,6 +129,10 @@ impl DiffusionModel {
         let second = second.map(load_text).transpose()?;
         let vae_kind = vae_kind(options, &vae.0);
         let tiling = options.vae_tiling.then(|| Tiling::of(&vae.0));
+        let unet = match options.unet_weights {
+            true => UNet2DConditionModel::new(unet.0, params(unet.1, options.kind))?,
+            false => UNet2DConditionModel::without_weights(unet.0, device, options.kind)?,
+        };
         Ok(Self {
             tokenizer,
             text_encoder,
@@ -129,7 +141,7 @@ impl DiffusionModel {
                 text_encoder,
                 force_zeros_for_empty_prompt: pipeline.forces_zeros(),
             }),
-            unet: UNet2DConditionModel::new(unet.0, params(unet.1, options.kind))?,
+            unet,
             vae: AutoencoderKl::new(vae.0, params(vae.1, vae_kind))?
                 .with_slicing(options.vae_slicing)
                 .with_tiling(tiling),
@@ -137,6 +149,12 @@ impl DiffusionModel {
             scheduler,
             folder: path,
         })
+    }
+
+    /// The U-Net of a model alone, on the device and in the kind that `options` say. Errors: as [`Self::load`].
+    pub fn load_unet(folder: &Path, options: &LoadOptions) -> Result<UNet2DConditionModel> {
+        let (config, file) = Sources::open(folder, options)?.unet;
+        UNet2DConditionModel::new(config, Params::from_file(file, options.device, options.kind))
     }
 
     /// A model with one text encoder and fresh random weights in PyTorch's default distributions (the text encoder:
@@ -173,12 +191,11 @@ impl DiffusionModel {
     ///
     /// Errors: what the operating system refuses, by file.
     pub fn save(&self, folder: &Path, storage: Option<Kind>) -> Result<()> {
-        for part in ["unet", "vae", "scheduler"] {
+        for part in ["vae", "scheduler"] {
             make_folder(&folder.join(part))?;
         }
-        save_weights(&folder.join("unet").join(DIFFUSERS.saved()), self.unet.parameters(), storage)?;
+        self.unet.save(&folder.join("unet"), storage)?;
         save_weights(&folder.join("vae").join(DIFFUSERS.saved()), self.vae.parameters(), storage)?;
-        save_json(&folder.join("unet/config.json"), &self.unet.config().to_json())?;
         save_json(&folder.join("vae/config.json"), &self.vae.config().to_json())?;
         save_json(&folder.join("scheduler/scheduler_config.json"), &self.scheduler.to_json())?;
         save_text(folder, "", &self.tokenizer, &self.text_encoder, storage)?;
@@ -222,6 +239,16 @@ impl DiffusionModel {
     pub fn latent_size(&self) -> i64 {
         let vae = self.vae.config();
         self.unet.config().sample_size.unwrap_or((vae.sample_size / vae.scale_factor()).max(1))
+    }
+}
+
+impl UNet2DConditionModel {
+    /// Writes a folder that diffusers' `UNet2DConditionModel.from_pretrained` loads, weights as they are or in `storage`.
+    /// Existing files of the same names are replaced, each in one step. Errors: what the operating system refuses.
+    pub fn save(&self, folder: &Path, storage: Option<Kind>) -> Result<()> {
+        make_folder(folder)?;
+        save_weights(&folder.join(DIFFUSERS.saved()), self.parameters(), storage)?;
+        save_json(&folder.join("config.json"), &self.config().to_json())
     }
 }
 

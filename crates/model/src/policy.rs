@@ -4,16 +4,20 @@ use tch::{Device, Kind, Tensor};
 
 use crate::adapter::Adapter;
 use crate::model::DiffusionModel;
-use crate::unet::{AddedConditioning, Recording};
+use crate::unet::{AddedConditioning, Recording, UNet2DConditionModel};
+use crate::weights::PolicyWeights;
 use crate::{Error, Result};
 
-/// A policy or reference policy: the shared, frozen base and what is added to it. Copying it copies two pointers.
+/// A policy or reference policy: the shared base with what is added to its U-Net, or with another U-Net in that one's
+/// place. Copying it copies pointers.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy<'a> {
-    /// The frozen base model.
-    pub base: &'a DiffusionModel,
-    /// What is added to its U-Net; `None` is the base itself, the initial reference policy.
-    pub adapter: Option<&'a Adapter>,
+    /// The base model.
+    base: &'a DiffusionModel,
+    /// The U-Net that is asked: the base's, or one that was trained whole.
+    unet: &'a UNet2DConditionModel,
+    /// What is added to it; `None` is the U-Net itself: with the base's, the initial reference policy.
+    adapter: Option<&'a Adapter>,
 }
 
 /// What the text encoders make of prompts.
@@ -126,9 +130,18 @@ impl Conditioning {
 }
 
 impl<'a> Policy<'a> {
-    /// A policy over `base`.
+    /// A policy over `base`: with an adapter, or as it is.
     pub fn new(base: &'a DiffusionModel, adapter: Option<&'a Adapter>) -> Self {
-        Self { base, adapter }
+        Self { base, unet: &base.unet, adapter }
+    }
+
+    /// The policy of `weights` over `base`; `None` is the base itself.
+    pub fn of(base: &'a DiffusionModel, weights: Option<&'a PolicyWeights>) -> Self {
+        match weights {
+            None => Self::new(base, None),
+            Some(PolicyWeights::Lora(adapter)) => Self::new(base, Some(adapter)),
+            Some(PolicyWeights::Full(unet)) => Self { base, unet, adapter: None },
+        }
     }
 
     /// The noise prediction ε_θ(x_t, t, c) with guidance, f32 `[B, C, h, w]` (docs/methods.md section 1):
@@ -163,7 +176,7 @@ impl<'a> Policy<'a> {
     ) -> Result<Tensor> {
         let inputs = Inputs::new(latents, timesteps, conditioning, guidance_scale)?;
         let Inputs { latents, timesteps, prompt_embeds, added } = &inputs;
-        let output = self.base.unet.forward(latents, timesteps, prompt_embeds, added.as_ref(), self.adapter)?;
+        let output = self.unet.forward(latents, timesteps, prompt_embeds, added.as_ref(), self.adapter)?;
         guided(&output, guidance_scale)
     }
 
@@ -180,7 +193,7 @@ impl<'a> Policy<'a> {
     ) -> Result<(Tensor, NoiseRecording)> {
         let timesteps = one_per_row(timesteps, latents)?;
         let inputs = Inputs::new(latents, &timesteps, conditioning, guidance_scale)?;
-        let (output, unet) = self.base.unet.forward_recorded(
+        let (output, unet) = self.unet.forward_recorded(
             &inputs.latents,
             &inputs.timesteps,
             &inputs.prompt_embeds,
@@ -196,7 +209,7 @@ impl<'a> Policy<'a> {
         Ok((noise.detach(), NoiseRecording { unet, output, noise }))
     }
 
-    /// Adds the gradient of `⟨ε_θ, gradient⟩` to `.grad` of the adapter's tensors; `gradient` `[B, C, h, w]`.
+    /// Adds the gradient of `⟨ε_θ, gradient⟩` to `.grad` of the trained tensors; `gradient` `[B, C, h, w]`.
     /// Errors: [`Error::Argument`] for another shape.
     pub fn backward(&self, recording: NoiseRecording, gradient: &Tensor) -> Result<()> {
         let NoiseRecording { unet, output, noise } = recording;
@@ -208,10 +221,7 @@ impl<'a> Policy<'a> {
             });
         }
         tch::with_grad(|| (noise * gradient).sum(Kind::Float).f_backward())?;
-        match self.adapter {
-            Some(adapter) => self.base.unet.backward(unet, &output.grad(), adapter),
-            None => Ok(()),
-        }
+        self.unet.backward(unet, &output.grad(), self.adapter)
     }
 }
 

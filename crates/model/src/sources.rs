@@ -28,7 +28,23 @@ pub(crate) struct Sources {
 impl Sources {
     /// From a diffusers folder, or a single-file checkpoint.
     pub fn open(path: &Path, options: &LoadOptions) -> Result<Self> {
-        if path.is_file() { single_file::open(path, options) } else { Self::of_folder(path, options) }
+        let sources = if path.is_file() { single_file::open(path, options)? } else { Self::of_folder(path, options)? };
+        match &options.unet {
+            None => Ok(sources),
+            Some(folder) => sources.with_unet(folder),
+        }
+    }
+
+    /// With another U-Net in the place of the model's own. Errors: a file that is missing or malformed; a U-Net that does
+    /// not fit the other parts.
+    fn with_unet(mut self, folder: &Path) -> Result<Self> {
+        let within = folder.join("unet");
+        let folder = if within.join("config.json").is_file() { within } else { folder.to_path_buf() };
+        let config = UNetConfig::from_file(&folder.join("config.json"))?;
+        let place = folder.parent().unwrap_or(&folder);
+        check_parts(place, &config, &self.vae.0, &self.text.0, self.second.as_ref().map(|(text, _)| text))?;
+        self.unet = (config, DIFFUSERS.open(&folder, None)?);
+        Ok(self)
     }
 
     fn of_folder(folder: &Path, options: &LoadOptions) -> Result<Self> {

@@ -45,7 +45,7 @@ pub fn sample_prompts(
     for (part, chunk) in prompts.chunks(ROWS).enumerate() {
         let chunk: Vec<&str> = chunk.iter().map(String::as_str).collect();
         let conditioning = Conditioning::new(&model.encode_prompts(&chunk)?, &negative, (side, side));
-        let policy = Policy { base: model, adapter: None };
+        let policy = Policy::new(model, None);
         let predictor = GuidedPolicy::new(policy, &conditioning, settings.guidance_scale);
         let key = |i: usize| NoiseKey::new(settings.seed, "pretrain sample").prompt((part * ROWS + i) as u64);
         let keys: Vec<NoiseKey> = (0..chunk.len()).map(key).collect();

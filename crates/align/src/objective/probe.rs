@@ -111,9 +111,9 @@ pub fn probe_loss(
     let objective = settings.objective()?;
     let ddim = Ddim::new(&model.schedule, settings.steps, settings.eta)?;
     let inputs = Inputs::read(tensors, settings, &model.schedule, model.unet.config().text_time)?;
-    let policy = Policy { base: model, adapter: Some(adapter) };
+    let policy = Policy::new(model, Some(adapter));
     let policy = GuidedPolicy::new(policy, &inputs.conditioning, settings.guidance_scale);
-    let reference = Policy { base: model, adapter: reference };
+    let reference = Policy::new(model, reference);
     let reference = GuidedPolicy::new(reference, &inputs.conditioning, settings.guidance_scale);
     let parameters = adapter.trainable();
     for (_, parameter) in &parameters {

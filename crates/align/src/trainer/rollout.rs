@@ -82,7 +82,7 @@ impl RolloutContext<'_> {
         (policy, guidance): (&Adapter, f64),
         observer: &mut dyn Observer,
     ) -> Result<Samples> {
-        let policy = Policy { base: self.model, adapter: Some(policy) };
+        let policy = Policy::new(self.model, Some(policy));
         let inner = GuidedPolicy::new(policy, conditioning, guidance);
         let predictor = Interruptible { inner, stop: self.stop };
         let chunk = self.config.rollout_batch_size as usize;

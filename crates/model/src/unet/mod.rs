@@ -5,6 +5,7 @@ mod recorded;
 pub(crate) mod resnet;
 mod stages;
 mod time;
+mod whole;
 
 use std::collections::BTreeMap;
 
@@ -38,6 +39,8 @@ pub struct UNet2DConditionModel {
     parameters: BTreeMap<String, Tensor>,
     projections: Vec<Projection>,
     device: Device,
+    /// What it computes in, where that is not the weights' number type.
+    compute: Option<Kind>,
     time_embedding: TimeEmbedding,
     stages: Vec<Stage>,
 }
@@ -65,7 +68,7 @@ impl UNet2DConditionModel {
     fn build(config: UNetConfig, root: &ParamPath<'_>, device: Device) -> Self {
         let time_embedding = TimeEmbedding::new(&config, root, device);
         let (stages, projections) = stages::build(&config, root);
-        Self { time_embedding, stages, projections, parameters: BTreeMap::new(), device, config }
+        Self { time_embedding, stages, projections, parameters: BTreeMap::new(), device, compute: None, config }
     }
 
     /// The configuration it was built from.
@@ -98,9 +101,9 @@ impl UNet2DConditionModel {
         self.device
     }
 
-    /// The weights' number type.
+    /// The number type it computes in: the weights', or that of [`Self::computing_in`].
     pub fn kind(&self) -> Kind {
-        self.parameters.get("conv_in.weight").map_or(Kind::Float, Tensor::kind)
+        self.compute.unwrap_or_else(|| self.parameters.get("conv_in.weight").map_or(Kind::Float, Tensor::kind))
     }
 
     /// The network's raw output (epsilon or v, by the schedule's `prediction_type`), `[B, out_channels, h, w]` in

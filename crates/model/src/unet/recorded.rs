@@ -11,6 +11,7 @@ use crate::{Error, Result};
 /// What [`UNet2DConditionModel::forward_recorded`] keeps: the input of every stage, without graph.
 #[derive(Debug)]
 pub struct Recording {
+    /// With its graph, where the time embedding is trained.
     time: Tensor,
     prompt_embeds: Tensor,
     stages: Vec<StageInput>,
@@ -35,8 +36,10 @@ impl UNet2DConditionModel {
         added: Option<&AddedConditioning>,
         adapter: Option<&Adapter>,
     ) -> Result<(Tensor, Recording)> {
+        // The time embedding is small: where its weights are trained, its graph is kept.
+        let enter = || self.enter(latents, timesteps, prompt_embeds, added);
+        let (x, time, prompt_embeds) = if self.is_trained() { tch::with_grad(enter) } else { tch::no_grad(enter) }?;
         let _frozen = tch::no_grad_guard();
-        let (x, time, prompt_embeds) = self.enter(latents, timesteps, prompt_embeds, added)?;
         let inputs = Inputs { time: &time, prompt_embeds: &prompt_embeds, adapter };
         let mut stages = Vec::with_capacity(self.stages.len());
         let output = walk(&self.stages, x, |stage, x, skip, size| {
@@ -47,16 +50,20 @@ impl UNet2DConditionModel {
         Ok((output, Recording { time, prompt_embeds, stages }))
     }
 
-    /// Adds the gradient of `⟨output, gradient⟩` to `.grad` of the tensors of `adapter`, the one recorded with:
-    /// the same sums as the backward pass of [`forward`](Self::forward), with one stage's activations at a time, for
-    /// one more forward pass. The base is taken as frozen.
+    /// Adds the gradient of `⟨output, gradient⟩` to `.grad` of the tensors of `adapter`, the one recorded with, and of the
+    /// network's own where those are trained: the same sums as the backward pass of [`forward`](Self::forward), with one
+    /// stage's activations at a time, for one more forward pass.
     ///
     /// `gradient` has the shape of the output. Errors: [`Error::Argument`] for another shape.
-    pub fn backward(&self, recording: Recording, gradient: &Tensor, adapter: &Adapter) -> Result<()> {
-        let Recording { time, prompt_embeds, mut stages } = recording;
-        let inputs = Inputs { time: &time, prompt_embeds: &prompt_embeds, adapter: Some(adapter) };
-        let adapted =
-            |stage: &Stage| self.projections[stage.projections.clone()].iter().any(|p| adapter.trains(&p.path));
+    pub fn backward(&self, recording: Recording, gradient: &Tensor, adapter: Option<&Adapter>) -> Result<()> {
+        let Recording { time: time_embedding, prompt_embeds, mut stages } = recording;
+        let time = time_embedding.detach().set_requires_grad(time_embedding.requires_grad());
+        let inputs = Inputs { time: &time, prompt_embeds: &prompt_embeds, adapter };
+        let trained = self.is_trained();
+        let adapted = |stage: &Stage| {
+            let mut paths = self.projections[stage.projections.clone()].iter().map(|p| p.path.as_str());
+            trained || adapter.is_some_and(|adapter| paths.any(|path| adapter.trains(path)))
+        };
         let Some(first) = self.stages.iter().position(adapted) else { return Ok(()) };
         let mut gradient = gradient.detach().to_device(self.device).to_kind(self.kind());
         let mut skip_gradients: Vec<Tensor> = Vec::new();
@@ -78,6 +85,9 @@ impl UNet2DConditionModel {
             tch::with_grad(|| (output * gradient).sum(Kind::Float).f_backward())?;
             gradient = x.grad();
             skip_gradients.extend(skip.map(|skip| skip.grad()));
+        }
+        if time.grad().defined() {
+            tch::with_grad(|| (time_embedding * time.grad()).sum(Kind::Float).f_backward())?;
         }
         Ok(())
     }

@@ -128,7 +128,7 @@ pub fn sample(case: &Case, session: &Session) -> Result<Results> {
     let noise = noise.transpose().with_context(|| format!("sampler `{kind}` draws noise"))?;
     let conditioning = conditioning::Reader { case, sizes: &sizes, session }.guided(&model)?;
     let adapter = adapter(case, &settings, "adapter", &model)?;
-    let policy = Policy { base: &model, adapter: adapter.as_ref() };
+    let policy = Policy::new(&model, adapter.as_ref());
     let predictor = GuidedPolicy::new(policy, &conditioning, settings.number("guidance_scale", None)?);
     let rows: Vec<usize> = (0..latents.size()[0] as usize).collect();
     let mut step_noise = |step: usize| noise.as_ref().map_or_else(Tensor::new, |noise| noise.get(step as i64));

@@ -295,7 +295,7 @@ struct Painter<'a> {
 impl Painter<'_> {
     /// Draws one batch: `u8` `[B, H, W, 3]`.
     fn paint(&self, jobs: &[Job], progress: &mut Progress) -> Result<Tensor> {
-        let policy = Policy { base: self.model, adapter: self.adapter };
+        let policy = Policy::new(self.model, self.adapter);
         let predictor = GuidedPolicy::new(policy, &self.text.conditioning, self.args.guidance_scale);
         let keys: Vec<NoiseKey> =
             jobs.iter().map(|job| NoiseKey::new(self.args.seed, "sample").prompt(job.number)).collect();
