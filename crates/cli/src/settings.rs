@@ -273,7 +273,9 @@ fn value_text(value: &Value) -> Option<String> {
 pub fn heading(key: &str) -> &'static str {
     match key {
         "model" | "variant" | "prediction_type" | "tokenizer" | "prompts" | "prompts_file" | "judge"
-        | "judge_scale" | "judge_dtype" | "judge_device" | "heldout_judge" => "Model, prompts, judges",
+        | "judge_scale" | "judge_dtype" | "judge_device" | "judge_background" | "heldout_judge" => {
+            "Model, prompts, judges"
+        }
         "pairs_file"
         | "pair_weighting"
         | "proportion_empty_prompts"

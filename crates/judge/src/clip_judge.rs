@@ -89,7 +89,7 @@ impl ClipJudge {
     fn step_embeddings(&self, images: &Tensor, timestep: i64) -> Result<Tensor> {
         let parts = images.split(self.batch_size as i64, 0);
         let parts = parts.iter().map(|part| {
-            let pixels = step_aware(part, self.side())?;
+            let pixels = step_aware(&part.to_device(self.model.device()), self.side())?;
             let timesteps = Tensor::full([part.size()[0]], timestep, (Kind::Int64, self.model.device()));
             Ok(normalised(&self.model.image_features(&pixels, Some(&timesteps))?))
         });

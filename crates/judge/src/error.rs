@@ -117,6 +117,12 @@ pub enum Error {
         /// What it did, and what was expected.
         reason: String,
     },
+    /// The thread of a judge that works in the background is gone.
+    #[error("judge `{judge}`: its thread could not be started, or ended by itself; set `judge_background` to off")]
+    Background {
+        /// The judge's name.
+        judge: String,
+    },
     /// A model, its configuration or its tokenizer.
     #[error(transparent)]
     Model(#[from] seedpo_model::Error),

@@ -85,7 +85,7 @@ impl Predicted {
         Ok(Self { images: check_finite(images)?, bytes: OnceCell::new() })
     }
 
-    /// f32 `[B, 3, H, W]` on the CPU.
+    /// f32 `[B, 3, H, W]`, on the device they came from.
     pub fn images(&self) -> &Tensor {
         &self.images
     }
@@ -98,6 +98,11 @@ impl Predicted {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The same pictures once more; nothing is copied but the bytes, where there are any.
+    pub fn share(&self) -> Self {
+        Self { images: self.images.shallow_clone(), bytes: self.bytes.clone() }
     }
 
     /// The pictures as bytes, see [`to_u8`]. Errors: [`Error::Images`] for empty pictures.
@@ -124,10 +129,10 @@ pub fn to_u8(images: &Tensor) -> Result<Tensor> {
 fn quantised(images: &Tensor) -> Result<Tensor> {
     let unit = ((images / 2.0) + 0.5).clamp(0.0, 1.0);
     let bytes = (unit * 255.0).round().clamp(0.0, 255.0).to_kind(Kind::Uint8);
-    Ok(bytes.f_permute([0, 2, 3, 1])?.f_contiguous()?)
+    Ok(bytes.f_to_device(Device::Cpu)?.f_permute([0, 2, 3, 1])?.f_contiguous()?)
 }
 
-/// Float images `[B, 3, H, W]` as f32 on the CPU. Errors: [`Error::Images`], [`Error::NonFiniteImage`].
+/// Float images `[B, 3, H, W]` as f32, on their device. Errors: [`Error::Images`], [`Error::NonFiniteImage`].
 fn check_finite(images: &Tensor) -> Result<Tensor> {
     let size = images.size();
     if size.len() != 4 || size[1] != 3 || !images.is_floating_point() {
@@ -136,10 +141,10 @@ fn check_finite(images: &Tensor) -> Result<Tensor> {
             found: format!("{:?} {size:?}", images.kind()),
         });
     }
-    let images = images.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
+    let images = images.f_detach()?.f_to_kind(Kind::Float)?;
     if size[0] > 0 {
         let finite = images.f_isfinite()?.f_flatten(1, -1)?.f_all_dim(1, false)?;
-        let finite = Vec::<bool>::try_from(&finite)?;
+        let finite = Vec::<bool>::try_from(&finite.f_to_device(Device::Cpu)?)?;
         if let Some(index) = finite.iter().position(|finite| !finite) {
             return Err(Error::NonFiniteImage { index });
         }

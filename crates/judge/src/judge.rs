@@ -1,6 +1,6 @@
 //! The trait every judge implements.
 
-use crate::{Error, ImageBatch, Predicted, Result, Statistics};
+use crate::{Error, ImageBatch, Job, Pending, Pictures, Predicted, Result, Statistics};
 use tch::Tensor;
 
 /// Scores images for prompts; higher is always better.
@@ -25,6 +25,16 @@ pub trait Judge: Send {
     /// Errors: the judge's own.
     fn judge_step(&self, images: &Predicted, _timestep: i64, prompts: &[&str]) -> Result<Vec<f64>> {
         self.judge(images.bytes()?, prompts)
+    }
+
+    /// Begins to score; the scores are waited for when they are needed. Most judges score at once, a
+    /// [`BackgroundJudge`](crate::BackgroundJudge) goes on by itself. Errors: when waited for, as [`Judge::score`].
+    fn submit(&self, job: Job) -> Pending {
+        let prompts: Vec<&str> = job.prompts.iter().map(String::as_str).collect();
+        Pending::known(match &job.pictures {
+            Pictures::Finished(images) => self.score_batch(images, &prompts),
+            Pictures::Predicted(images, timestep) => self.score_predicted(images, *timestep, &prompts),
+        })
     }
 
     /// What the judges within have given so far; empty for a judge that is one.

@@ -15,6 +15,7 @@
 //! ```
 
 mod aesthetic;
+mod background;
 mod cache;
 mod catalogue;
 mod clip_judge;
@@ -33,6 +34,7 @@ mod spec;
 mod step;
 
 pub use aesthetic::AestheticHead;
+pub use background::{BackgroundJudge, Job, Pending, Pictures};
 pub use catalogue::{HubFile, JudgeInfo, info, names};
 pub use clip_judge::{ClipFormula, ClipJudge};
 pub use colourfulness::{Colourfulness, colourfulness};

@@ -96,6 +96,15 @@ impl JudgeSpec {
         }
     }
 
+    /// Whether a process of the user's does the work, or part of it.
+    pub fn is_external(&self) -> bool {
+        match self {
+            Self::Exec { .. } => true,
+            Self::Ensemble { members, .. } => members.iter().any(|(_, member)| member.is_external()),
+            Self::Named { .. } | Self::Path { .. } => false,
+        }
+    }
+
     /// The unit of its scores, without building it.
     pub fn unit(&self) -> &'static str {
         match self {

@@ -1,6 +1,6 @@
 //! Any judge as the judge of a denoising step.
 
-use crate::{Error, Judge, Result};
+use crate::{Error, Job, Judge, Pending, Pictures, Predicted, Result};
 use std::error::Error as StdError;
 use tch::Tensor;
 
@@ -42,9 +42,14 @@ impl<'a> StepJudge<'a> {
     ///
     /// Errors: [`Error::Decode`] if the decoder fails, [`Error::NonFiniteImage`], and those of [`Judge::score`].
     pub fn score(&self, pred_x0: &Tensor, timestep: i64, prompts: &[&str]) -> Result<Vec<f64>> {
+        self.submit(pred_x0, timestep, prompts)?.wait()
+    }
+
+    /// As [`StepJudge::score`], not waiting for a judge that works in the background.
+    pub fn submit(&self, pred_x0: &Tensor, timestep: i64, prompts: &[&str]) -> Result<Pending> {
         let _no_grad = tch::no_grad_guard();
         let images = (self.decode)(pred_x0).map_err(|source| Error::Decode { timestep, source })?;
-        self.judge.score_step(&images, timestep, prompts)
+        Ok(self.judge.submit(Job::new(Pictures::Predicted(Predicted::new(&images)?, timestep), prompts)))
     }
 }
 

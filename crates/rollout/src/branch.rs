@@ -1,5 +1,7 @@
 //! SPO's step-wise branching: pairs of candidates for the next latents (docs/methods.md section 4.3).
 
+use std::collections::VecDeque;
+
 use seedpo_tensor::NoiseKey;
 use tch::{Kind, Tensor};
 
@@ -8,7 +10,13 @@ use crate::{BoxError, Cost, Ddim, Error, NoisePredictor, Result, step_noise};
 
 /// Scores candidates: clean latents x̂0 `[N, C, h, w]` (scaled, as the U-Net sees them), the timestep they were
 /// predicted at (0 for finished images), and the prompt of each row. Returns N scores, higher is better.
-pub type Scorer<'a> = dyn FnMut(&Tensor, i64, &[usize]) -> std::result::Result<Vec<f64>, BoxError> + 'a;
+pub type Scorer<'a> = dyn FnMut(&Tensor, i64, &[usize]) -> std::result::Result<Scores, BoxError> + 'a;
+
+/// Scores that are called for a step or two after they were asked for: what makes them may work meanwhile.
+pub type Scores = Box<dyn FnOnce() -> std::result::Result<Vec<f64>, BoxError>>;
+
+/// Steps whose scores may be on their way while sampling goes on.
+const AHEAD: usize = 2;
 
 /// How SPO branches.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -129,15 +137,19 @@ struct Chain<'a> {
     shape: Vec<i64>,
 }
 
-/// The candidates of one step, prompt by prompt (`[B·K, C, h, w]`), scored.
-struct Scored {
+/// The candidates of one step, prompt by prompt (`[B·K, C, h, w]`), with their scores on the way.
+struct Asked {
+    /// t.
+    timestep: i64,
+    /// x_t, `[B, C, h, w]`.
+    latents: Tensor,
     candidates: Tensor,
-    /// What was scored: the clean latents predicted from them.
+    /// What is scored: the clean latents predicted from them.
     pred_x0: Tensor,
-    /// The U-Net's prediction at the candidates; absent after the last step.
-    noise_pred: Option<Tensor>,
     scored_at: i64,
-    scores: Vec<f64>,
+    scores: Scores,
+    /// The row of the candidate that continues each chain.
+    survivors: Vec<i64>,
 }
 
 impl Chain<'_> {
@@ -145,42 +157,48 @@ impl Chain<'_> {
         let total = self.ddim.steps();
         let mut latents = x_t.f_to_kind(Kind::Float)?;
         let mut noise_pred = None;
-        let (mut pairs, mut steps, mut cost) = (Vec::new(), Vec::new(), Cost::default());
-        let mut final_scores = Vec::new();
+        let mut waiting = VecDeque::new();
+        let (pairs, steps, final_scores) = (Vec::new(), Vec::new(), Vec::new());
+        let mut done =
+            Branching { pairs, steps, final_latents: latents.shallow_clone(), final_scores, cost: Cost::default() };
         for (step, &timestep) in self.ddim.timesteps().iter().enumerate() {
             let known = match noise_pred.take() {
                 Some(known) => known,
-                None => predict(self.predictor, &latents, timestep, self.prompts, &mut cost)?,
+                None => predict(self.predictor, &latents, timestep, self.prompts, &mut done.cost)?,
             };
             if step < self.options.divert_start_step {
                 let transition = self.ddim.transition(&[timestep], &latents, &known)?;
                 latents = transition.sample(Some(&step_noise(self.keys, step, &self.shape)))?;
             } else {
-                let scored = self.score_candidates(step, &latents, &known, scorer, &mut cost)?;
-                let kept = self.keep_pairs(timestep, &latents, &scored, &mut pairs);
-                let survivors = self.survivors(step);
-                let rows = Tensor::from_slice(&survivors).to_device(latents.device());
-                latents = scored.candidates.f_index_select(0, &rows)?;
-                noise_pred = scored.noise_pred.map(|pred| pred.f_index_select(0, &rows)).transpose()?;
-                final_scores = survivors.iter().map(|&row| scored.scores[row as usize]).collect();
-                let scores = scored.scores.chunks(self.options.candidates).map(<[f64]>::to_vec).collect();
-                steps.push(StepRecord { scored_at: scored.scored_at, scores, kept });
+                let (asked, next) = self.ask(step, latents, &known, scorer, &mut done.cost)?;
+                let rows = Tensor::from_slice(&asked.survivors).to_device(asked.latents.device());
+                latents = asked.candidates.f_index_select(0, &rows)?;
+                noise_pred = next.map(|pred| pred.f_index_select(0, &rows)).transpose()?;
+                waiting.push_back(asked);
+                if waiting.len() > AHEAD {
+                    waiting.pop_front().map(|oldest| self.settle(oldest, &mut done)).transpose()?;
+                }
             }
             on_step(step + 1, total);
         }
-        Ok(Branching { pairs, steps, final_latents: latents, final_scores, cost })
+        waiting.into_iter().try_for_each(|asked| self.settle(asked, &mut done))?;
+        done.final_latents = latents;
+        Ok(done)
     }
 
-    fn score_candidates(
+    /// Draws a step's candidates from `latents` and has them scored; also returns the U-Net's prediction at them, which
+    /// there is none of after the last step.
+    fn ask(
         &self,
         step: usize,
-        latents: &Tensor,
+        latents: Tensor,
         noise_pred: &Tensor,
         scorer: &mut Scorer,
         cost: &mut Cost,
-    ) -> Result<Scored> {
+    ) -> Result<(Asked, Option<Tensor>)> {
         let count = self.options.candidates;
-        let transition = self.ddim.transition(&[self.ddim.timesteps()[step]], latents, noise_pred)?;
+        let timestep = self.ddim.timesteps()[step];
+        let transition = self.ddim.transition(&[timestep], &latents, noise_pred)?;
         let per_candidate = (0..count)
             .map(|k| {
                 let keys: Vec<NoiseKey> = self.keys.iter().map(|key| key.candidate(k as u64)).collect();
@@ -198,25 +216,38 @@ impl Chain<'_> {
         };
         let scores =
             scorer(&pred_x0, scored_at, &prompts).map_err(|source| Error::Scorer { timestep: scored_at, source })?;
-        check_scores(&scores, &prompts, scored_at)?;
-        Ok(Scored { candidates, pred_x0, noise_pred, scored_at, scores })
+        let survivors = self.survivors(step);
+        Ok((Asked { timestep, latents, candidates, pred_x0, scored_at, scores, survivors }, noise_pred))
+    }
+
+    /// Waits for a step's scores, keeps its pairs and takes note.
+    fn settle(&self, mut asked: Asked, done: &mut Branching) -> Result<()> {
+        let (scored_at, count) = (asked.scored_at, self.options.candidates);
+        let scores = std::mem::replace(&mut asked.scores, Box::new(|| Ok(Vec::new())));
+        let scores = scores().map_err(|source| Error::Scorer { timestep: scored_at, source })?;
+        check_scores(&scores, self.prompts, count, scored_at)?;
+        let kept = self.keep_pairs(&asked, &scores, &mut done.pairs);
+        done.final_scores = asked.survivors.iter().map(|&row| scores[row as usize]).collect();
+        let scores = scores.chunks(count).map(<[f64]>::to_vec).collect();
+        done.steps.push(StepRecord { scored_at, scores, kept });
+        Ok(())
     }
 
     /// Winner and loser of every prompt, where they differ enough. Returns how many were kept.
-    fn keep_pairs(&self, timestep: i64, latents: &Tensor, scored: &Scored, pairs: &mut Vec<StepPair>) -> usize {
+    fn keep_pairs(&self, asked: &Asked, scores: &[f64], pairs: &mut Vec<StepPair>) -> usize {
         let count = self.options.candidates;
         let before = pairs.len();
         for (row, &prompt) in self.prompts.iter().enumerate() {
-            let scores = &scored.scores[row * count..(row + 1) * count];
+            let scores = &scores[row * count..(row + 1) * count];
             let (best, worst) = extremes(scores);
             if softmax_difference(scores[best], scores[worst]) > self.options.threshold {
                 let of = |all: &Tensor, k: usize| all.get((row * count + k) as i64);
                 pairs.push(StepPair {
-                    latents: latents.get(row as i64),
-                    next_latents_w: of(&scored.candidates, best),
-                    next_latents_l: of(&scored.candidates, worst),
-                    pred_x0: [of(&scored.pred_x0, best), of(&scored.pred_x0, worst)],
-                    timestep,
+                    latents: asked.latents.get(row as i64),
+                    next_latents_w: of(&asked.candidates, best),
+                    next_latents_l: of(&asked.candidates, worst),
+                    pred_x0: [of(&asked.pred_x0, best), of(&asked.pred_x0, worst)],
+                    timestep: asked.timestep,
                     prompt,
                     scores: [scores[best], scores[worst]],
                 });
@@ -252,13 +283,14 @@ fn extremes(scores: &[f64]) -> (usize, usize) {
     (best, worst)
 }
 
-fn check_scores(scores: &[f64], prompts: &[usize], timestep: i64) -> Result<()> {
-    if scores.len() != prompts.len() {
-        let reason = format!("expected {} scores, found {}", prompts.len(), scores.len());
+/// One finite score for each of the `count` candidates of each prompt.
+fn check_scores(scores: &[f64], prompts: &[usize], count: usize, timestep: i64) -> Result<()> {
+    if scores.len() != prompts.len() * count {
+        let reason = format!("expected {} scores, found {}", prompts.len() * count, scores.len());
         return Err(Error::Scorer { timestep, source: reason.into() });
     }
     match scores.iter().position(|score| !score.is_finite()) {
-        Some(row) => Err(Error::NonFinite { timestep, prompt: prompts[row], value: scores[row] }),
+        Some(row) => Err(Error::NonFinite { timestep, prompt: prompts[row / count], value: scores[row] }),
         None => Ok(()),
     }
 }

@@ -14,7 +14,7 @@ pub mod predictor;
 pub mod sample;
 pub mod sampler;
 
-pub use branch::{BranchOptions, Branching, Scorer, StepPair, StepRecord, branch};
+pub use branch::{BranchOptions, Branching, Scorer, Scores, StepPair, StepRecord, branch};
 pub use cost::Cost;
 pub use ddim::{Ddim, Transition};
 pub use error::{BoxError, Error, Result};

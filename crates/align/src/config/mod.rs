@@ -146,6 +146,9 @@ settings! {
         "Judges that are never trained on, measured on the validation images to show reward hacking.";
     judge_dtype: String = "f32".into(), "f32 | bf16", "Number type of the judges' weights (docs/judges.md has bf16's error).";
     judge_device: String = String::new(), "cpu, cuda or cuda:N; empty = the model's", "Where judges compute.";
+    judge_background: String = "auto".into(), "auto | on | off",
+        "Whether the judge works on a thread of its own while sampling goes on; auto: where it computes elsewhere, on \
+         another device or in a process of yours. No effect on the result.";
     steps: u64 = 20, "1 to 1000", "Denoising steps of the sampler (docs/methods.md section 4.1).";
     eta: f64 = 1.0, "above 0, at most 1", "η of stochastic DDIM; every method uses 1 (docs/methods.md section 2).";
     guidance_scale: f64 = 5.0, "1 or more; 1 = conditional prediction alone",

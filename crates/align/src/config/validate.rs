@@ -58,6 +58,8 @@ impl TrainConfig {
         }
         require(!self.judge.is_empty(), "judge", &self.judge)?;
         require(["f32", "bf16"].contains(&self.judge_dtype.as_str()), "judge_dtype", &self.judge_dtype)?;
+        let background = ["auto", "on", "off"].contains(&self.judge_background.as_str());
+        require(background, "judge_background", &self.judge_background)?;
         require(self.judge_scale.is_finite() && self.judge_scale > 0.0, "judge_scale", self.judge_scale)
     }
 

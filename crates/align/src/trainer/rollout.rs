@@ -7,13 +7,15 @@ use crate::error::{Error, Result};
 use crate::method::PairsFrom;
 use crate::objective::Preference;
 use crate::observer::{Observer, Phase};
-use seedpo_judge::{Judge, StepJudge, to_u8};
+use seedpo_judge::{ImageBatch, Job, Judge, Pending, Pictures, StepJudge, to_u8};
 use seedpo_model::{Adapter, Conditioning, DiffusionModel, Policy};
 use seedpo_rollout::{
-    BranchOptions, Cost, Ddim, GuidedPolicy, NoisePredictor, StepPair, Trajectory, branch, initial_noise, sample,
+    BranchOptions, Cost, Ddim, GuidedPolicy, NoisePredictor, Scores, StepPair, branch, initial_noise, sample,
     sample_pair, step_noise,
 };
 use seedpo_tensor::NoiseKey;
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tch::Tensor;
@@ -52,6 +54,9 @@ struct Start<'a> {
     texts: &'a [&'a str],
 }
 
+/// Samples that are drawn and being judged; called for when they are needed.
+type Judging = Box<dyn FnOnce() -> Result<Samples>>;
+
 /// What a rollout needs besides the adapter.
 pub struct RolloutContext<'a> {
     /// The settings.
@@ -87,7 +92,7 @@ impl RolloutContext<'_> {
         let predictor = Interruptible { inner, stop: self.stop };
         let chunk = self.config.rollout_batch_size as usize;
         let total = slots.len().div_ceil(chunk) * self.ddim.steps();
-        let mut part = |i: usize| {
+        let mut part = |i: usize| -> Result<Judging> {
             let start = i * chunk;
             let rows: Vec<usize> = (start..slots.len().min(start + chunk)).collect();
             let key = |&row: &usize| {
@@ -109,11 +114,17 @@ impl RolloutContext<'_> {
                 }),
             }
         };
-        let parts = (0..slots.len().div_ceil(chunk)).map(&mut part).collect::<Result<Vec<_>>>()?;
+        // A part may be judged while the next one is sampled.
+        let (mut parts, mut judged) = (Vec::new(), None);
+        for i in 0..slots.len().div_ceil(chunk) {
+            let next = part(i)?;
+            parts.extend(judged.replace(next).map(|before| before()).transpose()?);
+        }
+        parts.extend(judged.map(|last| last()).transpose()?);
         merge_parts(parts)
     }
 
-    fn branches(&self, start: Start, on_step: &mut dyn FnMut(usize, usize)) -> Result<Samples> {
+    fn branches(&self, start: Start, on_step: &mut dyn FnMut(usize, usize)) -> Result<Judging> {
         let Start { predictor, x_t, rows, keys, texts } = start;
         let options = BranchOptions {
             divert_start_step: self.config.divert_start_step as usize,
@@ -121,79 +132,99 @@ impl RolloutContext<'_> {
             threshold: self.config.threshold,
         };
         let judge = StepJudge::new(self.judge, |latents: &Tensor| decode(self.model, latents, self.chunk()));
-        let (started, mut seconds_judge) = (Instant::now(), 0.0);
+        let (started, waited) = (Instant::now(), Rc::new(Cell::new(0.0)));
         let scale = self.config.judge_scale;
         let mut scorer = |latents: &Tensor, timestep: i64, prompts: &[usize]| {
-            let begun = Instant::now();
             let of: Vec<&str> = prompts.iter().map(|&row| texts[row]).collect();
-            let scores = judge.score(latents, timestep, &of)?;
-            seconds_judge += begun.elapsed().as_secs_f64();
-            Ok(scores.into_iter().map(|score| score * scale).collect())
+            let pending = timed(&waited, || judge.submit(latents, timestep, &of))?;
+            let waited = Rc::clone(&waited);
+            let scores =
+                move || Ok(timed(&waited, || pending.wait())?.into_iter().map(|score| score * scale).collect());
+            Ok(Box::new(scores) as Scores)
         };
         let branching = branch(predictor, x_t, rows, self.ddim, keys, &options, &mut scorer, on_step)?;
         let possible: usize = branching.steps.iter().map(|step| step.scores.len()).sum();
-        Ok(Samples {
+        let samples = Samples {
             tied: possible - branching.pairs.len(),
             pairs: Pairs::Steps(branching.pairs),
             rewards: branching.final_scores.iter().map(|score| score / scale).collect(),
             cost: branching.cost,
-            seconds_rollout: started.elapsed().as_secs_f64() - seconds_judge,
-            seconds_judge,
-        })
+            seconds_rollout: started.elapsed().as_secs_f64() - waited.get(),
+            seconds_judge: waited.get(),
+        };
+        Ok(Box::new(|| Ok(samples)))
     }
 
-    fn trajectories(&self, start: Start, on_step: &mut dyn FnMut(usize, usize)) -> Result<Samples> {
+    fn trajectories(&self, start: Start, on_step: &mut dyn FnMut(usize, usize)) -> Result<Judging> {
         let Start { predictor, x_t, rows, keys, texts } = start;
         let started = Instant::now();
         let pair = sample_pair(predictor, x_t, rows, self.ddim, keys, on_step)?;
         let seconds_rollout = started.elapsed().as_secs_f64();
         let of: Vec<&str> = rows.iter().chain(rows).map(|&row| texts[row]).collect();
-        let images = |side: &Trajectory| -> Result<Tensor> {
-            Ok(to_u8(&decode(self.model, side.final_latents(), self.chunk())?)?)
-        };
         // In one call: some judges compare pictures of a prompt with each other.
-        let images = Tensor::f_cat(&[images(&pair.sides[0])?, images(&pair.sides[1])?], 0)?;
-        let rewards = self.judge.score(&images, &of)?;
-        let (first, second) = rewards.split_at(rows.len());
-        let preferences: Vec<_> =
-            first.iter().zip(second).map(|(a, b)| Preference::by_dominance(&[*a], &[*b])).collect();
-        Ok(Samples {
-            tied: preferences.iter().filter(|p| !p.decided()).count(),
-            cost: pair.cost,
-            pairs: Pairs::Trajectories(pair, preferences),
-            rewards,
-            seconds_rollout,
-            seconds_judge: started.elapsed().as_secs_f64() - seconds_rollout,
-        })
+        let latents = Tensor::f_cat(&[0, 1].map(|side: usize| pair.sides[side].final_latents()), 0)?;
+        let (judged, waited) = self.judge(&latents, &of)?;
+        let count = rows.len();
+        Ok(Box::new(move || {
+            let rewards = timed(&waited, || judged.wait())?;
+            let (first, second) = rewards.split_at(count);
+            let preferences: Vec<_> =
+                first.iter().zip(second).map(|(a, b)| Preference::by_dominance(&[*a], &[*b])).collect();
+            Ok(Samples {
+                tied: preferences.iter().filter(|p| !p.decided()).count(),
+                cost: pair.cost,
+                pairs: Pairs::Trajectories(pair, preferences),
+                rewards,
+                seconds_rollout,
+                seconds_judge: waited.get(),
+            })
+        }))
     }
 
     /// One trajectory per row; the advantages are for the caller, who knows the other rows.
-    fn singles(&self, start: Start, on_step: &mut dyn FnMut(usize, usize)) -> Result<Samples> {
+    fn singles(&self, start: Start, on_step: &mut dyn FnMut(usize, usize)) -> Result<Judging> {
         let Start { predictor, x_t, rows, keys, texts } = start;
         let started = Instant::now();
         let mut noise = |step: usize| Some(step_noise(keys, step, self.latent_shape));
         let trajectory = sample(predictor, x_t, rows, self.ddim, &mut noise, on_step)?;
         let seconds_rollout = started.elapsed().as_secs_f64();
         let of: Vec<&str> = rows.iter().map(|&row| texts[row]).collect();
-        let images = decode(self.model, trajectory.final_latents(), self.chunk())?;
-        Ok(Samples {
-            tied: 0,
-            rewards: self.judge.score(&to_u8(&images)?, &of)?,
-            cost: trajectory.cost,
-            pairs: Pairs::Samples(Singles {
-                trajectory,
-                prompts: rows.to_vec(),
-                advantages: Vec::new(),
-                regularised: false,
-            }),
-            seconds_rollout,
-            seconds_judge: started.elapsed().as_secs_f64() - seconds_rollout,
-        })
+        let (judged, waited) = self.judge(trajectory.final_latents(), &of)?;
+        let prompts = rows.to_vec();
+        Ok(Box::new(move || {
+            Ok(Samples {
+                tied: 0,
+                rewards: timed(&waited, || judged.wait())?,
+                cost: trajectory.cost,
+                pairs: Pairs::Samples(Singles { trajectory, prompts, advantages: Vec::new(), regularised: false }),
+                seconds_rollout,
+                seconds_judge: waited.get(),
+            })
+        }))
+    }
+
+    /// Decodes finished latents and begins to judge them; also returns the seconds that this took.
+    fn judge(&self, latents: &Tensor, prompts: &[&str]) -> Result<(Pending, Cell<f64>)> {
+        let seconds = Cell::new(0.0);
+        let pending = timed(&seconds, || -> Result<Pending> {
+            let images = to_u8(&decode(self.model, latents, self.chunk())?)?;
+            let images = Pictures::Finished(ImageBatch::from_tensor(&images)?);
+            Ok(self.judge.submit(Job::new(images, prompts)))
+        })?;
+        Ok((pending, seconds))
     }
 
     fn chunk(&self) -> usize {
         self.config.rollout_batch_size as usize
     }
+}
+
+/// Adds the time that `work` takes to `seconds`.
+fn timed<T>(seconds: &Cell<f64>, work: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let done = work();
+    seconds.set(seconds.get() + begun.elapsed().as_secs_f64());
+    done
 }
 
 /// Images `[B, 3, H, W]` from scaled latents, at most `chunk` at a time, without gradients.

@@ -1,6 +1,7 @@
 //! DDPO and DPOK within a run. That they go on bit for bit is tested with the other methods.
 
 use super::*;
+use seedpo_judge::BackgroundJudge;
 
 #[test]
 fn single_samples_start_at_a_ratio_of_one_and_move() {
@@ -35,4 +36,23 @@ fn what_needs_pairs_is_refused() {
     let mut sharper = good;
     sharper.entropy.gamma = 1.0;
     assert!(refused(sharper).contains("entropy.gamma"));
+}
+
+/// A judge on a thread of its own answers late; what is trained must be the same to the bit.
+#[test]
+fn a_judge_in_the_background_changes_nothing() {
+    let model = common::tiny_model();
+    for method in ["spo", "d3po", "ddpo"] {
+        let train = |judge: &dyn Judge| {
+            let folder = tempfile::tempdir().unwrap();
+            // Two batches in each rollout, so that one is judged while the next is sampled.
+            let sized =
+                TrainConfig { prompts_per_iteration: 3, rollout_batch_size: 2, ..config(folder.path(), method) };
+            let config = TrainConfig { max_train_steps: 3, validation_steps: 0, ..sized };
+            start(&model, &config, judge).run(&mut Silent, &STOP).unwrap();
+            adapter(&folder.path().join("run"))
+        };
+        let background = BackgroundJudge::new(Box::new(Colourfulness)).unwrap();
+        assert_eq!(train(&background), train(&Colourfulness), "{method}");
+    }
 }

@@ -10,7 +10,7 @@ use seedpo_align::run_dir::{RunDir, check_inputs, hash_inputs, resume_settings};
 use seedpo_align::store::Store;
 use seedpo_align::{Finished, PairsFrom, Parts, TrainConfig, Trainer, load_prompts, trainer};
 use seedpo_data::{Options, Pairs};
-use seedpo_judge::{Judge, JudgeSpec};
+use seedpo_judge::{BackgroundJudge, Judge, JudgeSpec};
 use seedpo_model::DiffusionModel;
 use seedpo_tensor::device::parse_device;
 use seedpo_tensor::speed::LIBTORCH_VERSION;
@@ -156,7 +156,8 @@ impl Start {
         };
         let device = parse_device(&config.device).context("setting `device`")?;
         let judge = config.judge.parse().map_err(anyhow::Error::from);
-        let judge = judge.and_then(|spec| build_judge(&config, &spec, device, context)).context("setting `judge`")?;
+        let judge =
+            judge.and_then(|spec| training_judge(&config, &spec, device, context)).context("setting `judge`")?;
         let heldout = heldout_judges(&config, device, context).context("setting `heldout_judge`")?;
         context.note(&format!("loading {}", config.model));
         let flags = ModelFlags {
@@ -248,12 +249,27 @@ fn train(
     }
 }
 
+/// The judge that is trained on, on a thread of its own where that is asked for or of use.
+fn training_judge(config: &TrainConfig, spec: &JudgeSpec, device: Device, context: &Context) -> Result<Box<dyn Judge>> {
+    let judge = build_judge(config, spec, device, context)?;
+    let elsewhere = if spec.computes() { judge_device(config, device)? != device } else { device != Device::Cpu };
+    let background = match config.judge_background.as_str() {
+        "auto" => elsewhere || spec.is_external(),
+        chosen => chosen == "on",
+    };
+    Ok(if background { Box::new(BackgroundJudge::new(judge)?) } else { judge })
+}
+
+fn judge_device(config: &TrainConfig, device: Device) -> Result<Device> {
+    match config.judge_device.as_str() {
+        "" => Ok(device),
+        name => parse_device(name).context("setting `judge_device`"),
+    }
+}
+
 /// A judge by its line, in the dtype and on the device that the settings give judges.
 fn build_judge(config: &TrainConfig, spec: &JudgeSpec, device: Device, context: &Context) -> Result<Box<dyn Judge>> {
-    let device = match config.judge_device.as_str() {
-        "" => device,
-        name => parse_device(name).context("setting `judge_device`")?,
-    };
+    let device = judge_device(config, device)?;
     let kind = if config.judge_dtype == "bf16" { Kind::BFloat16 } else { Kind::Float };
     judges::build(spec, device, kind, context)
 }

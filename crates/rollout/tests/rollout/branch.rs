@@ -1,8 +1,11 @@
 //! SPO's branching against a plain re-implementation that runs everything separately and twice.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use seedpo_rollout::{
-    BoxError, BranchOptions, Branching, Ddim, Error, NoisePredictor, branch, branch::softmax_difference, initial_noise,
-    step_noise,
+    BoxError, BranchOptions, Branching, Ddim, Error, NoisePredictor, Scorer, Scores, branch,
+    branch::softmax_difference, initial_noise, step_noise,
 };
 use seedpo_tensor::NoiseKey;
 use tch::{Kind, Tensor};
@@ -19,10 +22,15 @@ fn score(x0: &Tensor, timestep: i64, prompts: &[usize]) -> Result<Vec<f64>, BoxE
     Ok(means.iter().zip(prompts).map(|(mean, &p)| mean * slope(p)).collect())
 }
 
+fn asked(x0: &Tensor, timestep: i64, prompts: &[usize]) -> Result<Scores, BoxError> {
+    let scores = score(x0, timestep, prompts)?;
+    Ok(Box::new(|| Ok(scores)))
+}
+
 fn run(ddim: &Ddim, prompts: &[usize], keys: &[NoiseKey], options: &BranchOptions) -> (Branching, Toy) {
     let toy = Toy::default();
     let x_t = initial_noise(keys, &SHAPE);
-    let outcome = branch(&toy, &x_t, prompts, ddim, keys, options, &mut score, &mut |_, _| {}).unwrap();
+    let outcome = branch(&toy, &x_t, prompts, ddim, keys, options, &mut asked, &mut |_, _| {}).unwrap();
     (outcome, toy)
 }
 
@@ -134,7 +142,10 @@ fn equal_scores_give_no_pair_and_bad_scores_an_error() {
     let x_t = initial_noise(&keys, &SHAPE);
     let options = BranchOptions { threshold: 0.0, ..OPTIONS };
     let run = |scorer: &mut dyn FnMut(usize) -> Vec<f64>| {
-        let mut scorer = |_: &Tensor, _: i64, prompts: &[usize]| Ok(scorer(prompts.len()));
+        let mut scorer = |_: &Tensor, _: i64, prompts: &[usize]| {
+            let scores = scorer(prompts.len());
+            Ok(Box::new(|| Ok(scores)) as Scores)
+        };
         branch(&toy, &x_t, &[0, 1], &ddim, &keys, &options, &mut scorer, &mut |_, _| {})
     };
     assert!(run(&mut |rows| vec![0.5; rows]).unwrap().pairs.is_empty());
@@ -143,8 +154,30 @@ fn equal_scores_give_no_pair_and_bad_scores_an_error() {
     assert!(nan.contains("NaN") && nan.contains("prompt 1"), "{nan}");
     assert!(message(&mut |_| vec![1.0]).contains("expected 6 scores, found 1"));
     let mut broken = |_: &Tensor, _: i64, _: &[usize]| Err("the judge is out".into());
-    let refused = branch(&toy, &x_t, &[0, 1], &ddim, &keys, &options, &mut broken, &mut |_, _| {}).unwrap_err();
-    assert!(matches!(&refused, Error::Scorer { .. }) && refused.to_string().contains("the judge is out"), "{refused}");
+    let mut later = |_: &Tensor, _: i64, _: &[usize]| Ok(Box::new(|| Err("the judge is out".into())) as Scores);
+    for scorer in [&mut broken as &mut Scorer, &mut later] {
+        let refused = branch(&toy, &x_t, &[0, 1], &ddim, &keys, &options, scorer, &mut |_, _| {}).unwrap_err();
+        assert!(matches!(&refused, Error::Scorer { .. }) && refused.to_string().contains("the judge is out"));
+    }
+}
+
+/// Scores are called for in order and never more than two steps late.
+#[test]
+fn scores_may_be_two_steps_late() {
+    let (ddim, keys) = (sampler(6, 1.0), keys(2));
+    let x_t = initial_noise(&keys, &SHAPE);
+    let (given, taken) = (Cell::new(0), Rc::new(Cell::new(0)));
+    let mut scorer = |x0: &Tensor, timestep: i64, prompts: &[usize]| {
+        let (scores, nth, taken) = (score(x0, timestep, prompts)?, given.get(), Rc::clone(&taken));
+        assert!(nth <= taken.get() + 2, "{nth} steps are asked for, {} scored", taken.get());
+        given.set(nth + 1);
+        Ok(Box::new(move || {
+            assert_eq!(taken.replace(nth + 1), nth);
+            Ok(scores)
+        }) as Scores)
+    };
+    let late = branch(&Toy::default(), &x_t, &[0, 1], &ddim, &keys, &OPTIONS, &mut scorer, &mut |_, _| {}).unwrap();
+    assert_eq!((given.get(), taken.get(), late.steps.len()), (4, 4, 4));
 }
 
 #[test]
@@ -152,7 +185,7 @@ fn options_out_of_range_are_named() {
     let (ddim, keys) = (sampler(5, 1.0), keys(1));
     let x_t = initial_noise(&keys, &SHAPE);
     let refuse = |ddim: &Ddim, options: BranchOptions| {
-        branch(&Toy::default(), &x_t, &[0], ddim, &keys, &options, &mut score, &mut |_, _| {}).unwrap_err().to_string()
+        branch(&Toy::default(), &x_t, &[0], ddim, &keys, &options, &mut asked, &mut |_, _| {}).unwrap_err().to_string()
     };
     assert!(refuse(&ddim, BranchOptions { candidates: 1, ..OPTIONS }).contains("`candidates`"));
     assert!(refuse(&ddim, BranchOptions { threshold: 1.0, ..OPTIONS }).contains("`threshold`"));
