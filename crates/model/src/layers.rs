@@ -133,34 +133,48 @@ impl Linear {
     }
 
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&in_kind_of(x, &self.weight), self.bias.as_ref().map(|bias| in_kind_of(x, bias)))
+        adapted(x, &self.weight, self.bias.as_ref(), None)
     }
 
-    /// As [`Linear::forward`] with the adapter's change to the projection at `path`.
-    ///
-    /// The low-rank part runs in f32 and the sum is cast back to the base's kind, as peft does.
+    /// As [`Linear::forward`] with the adapter's change to the layer at `path`.
     pub fn forward_adapted(&self, x: &Tensor, path: &str, adapter: Option<&Adapter>) -> Tensor {
-        match adapter.and_then(|a| a.delta(path)) {
-            None => self.forward(x),
-            Some(Delta::Weight(weight)) => x.linear(weight, self.bias.as_ref()),
-            Some(Delta::LowRank { a, b, scale }) => self.forward_low_rank(x, a, b, *scale),
-        }
+        adapted(x, &self.weight, self.bias.as_ref(), adapter.and_then(|a| a.delta(path)))
     }
+}
 
-    fn forward_low_rank(&self, x: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Tensor {
-        let mut shape = x.size();
-        let rows = x.reshape([-1, shape.pop().unwrap_or(1)]);
-        let mut y = rows.linear(&self.weight, self.bias.as_ref());
-        let low = rows.to_kind(a.kind()).mm(&a.tr()) * scale;
-        let y = if y.kind() == b.kind() {
-            // `y` is fresh and a linear layer does not save its output, so this is safe under autograd too.
-            y.addmm_(&low, &b.tr())
-        } else {
-            (low.mm(&b.tr()) + &y).to_kind(y.kind())
-        };
-        shape.push(y.size()[1]);
-        y.view(shape.as_slice())
+/// `x Wᵀ + b` over the last axis with a change to W, `[out, in]`.
+///
+/// The low-rank part runs in f32 and the sum is cast back to the base's kind, as peft does.
+fn adapted(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, delta: Option<&Delta>) -> Tensor {
+    match delta {
+        None => x.linear(&in_kind_of(x, weight), bias.map(|bias| in_kind_of(x, bias))),
+        Some(Delta::Weight(weight)) => x.linear(&matrix(weight), bias),
+        Some(Delta::LowRank { a, b, scale }) => low_rank(x, weight, bias, [&matrix(a), &matrix(b)], *scale),
     }
+}
+
+/// The matrix that a 1×1 convolution's weight is; a matrix as it is.
+fn matrix(weight: &Tensor) -> Tensor {
+    if weight.dim() == 2 { weight.shallow_clone() } else { weight.flatten(1, -1) }
+}
+
+fn low_rank(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, [a, b]: [&Tensor; 2], scale: f64) -> Tensor {
+    let mut shape = x.size();
+    let rows = x.reshape([-1, shape.pop().unwrap_or(1)]);
+    // A strided input takes another kernel: the one that runs without adapter, so that a fresh adapter changes no bit.
+    let mut y = match x.is_contiguous() {
+        true => rows.linear(weight, bias),
+        false => x.linear(weight, bias).flatten(0, -2),
+    };
+    let low = rows.to_kind(a.kind()).mm(&a.tr()) * scale;
+    let y = if y.kind() == b.kind() {
+        // `y` is fresh and a linear layer does not save its output, so this is safe under autograd too.
+        y.addmm_(&low, &b.tr())
+    } else {
+        (low.mm(&b.tr()) + &y).to_kind(y.kind())
+    };
+    shape.push(y.size()[1]);
+    y.view(shape.as_slice())
 }
 
 /// A 2-D convolution with a square kernel and a bias.
@@ -189,9 +203,10 @@ impl Conv2d {
         x.conv2d(&weight, Some(bias), [self.stride; 2], [self.padding; 2], [1, 1], 1)
     }
 
-    /// A 1×1 convolution over the last axis of `x` `[.., C]`: a matrix product.
-    pub fn forward_channels(&self, x: &Tensor) -> Tensor {
-        x.linear(&in_kind_of(x, &self.weight).flatten(1, -1), Some(in_kind_of(x, &self.bias)))
+    /// A 1×1 convolution over the last axis of `x` `[.., C]`, a matrix product, with the adapter's change to the layer
+    /// at `path`.
+    pub fn forward_channels(&self, x: &Tensor, path: &str, adapter: Option<&Adapter>) -> Tensor {
+        adapted(x, &matrix(&self.weight), Some(&self.bias), adapter.and_then(|a| a.delta(path)))
     }
 }
 

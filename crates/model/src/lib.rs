@@ -22,7 +22,7 @@ pub mod unet;
 pub mod vae;
 pub mod weights;
 
-pub use adapter::{Adapter, Delta};
+pub use adapter::{Adapter, Delta, Lora};
 pub use clip::{ClipConfig, ClipModel, VisionConfig};
 pub use config::{SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
 pub use error::{Error, Result};

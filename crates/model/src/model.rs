@@ -8,7 +8,6 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
-use crate::adapter::Adapter;
 use crate::config::{PredictionType, SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
 use crate::index::Pipeline;
 use crate::layout::{DIFFUSERS, TRANSFORMERS};
@@ -204,19 +203,6 @@ impl DiffusionModel {
         }
         // Last: a folder without it is no model yet.
         save_json(&folder.join("model_index.json"), &self.pipeline().to_json())
-    }
-
-    /// The same model with an adapter's change in the U-Net's weights; other tensors are shared, not copied.
-    ///
-    /// Errors: [`crate::Error::Argument`] where the adapter was made for another U-Net.
-    pub fn merged(self, adapter: &Adapter) -> Result<Self> {
-        let mut weights: BTreeMap<String, Tensor> =
-            self.unet.parameters().iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
-        let merged = adapter.merge(&self.unet)?.tensors().into_iter();
-        weights.extend(merged.map(|(key, tensor)| (key.strip_prefix("unet.").unwrap_or(&key).to_owned(), tensor)));
-        let params = Params::from_tensors(&self.folder, weights, self.unet.device(), self.unet.kind());
-        let unet = UNet2DConditionModel::new(self.unet.config().clone(), params)?;
-        Ok(Self { unet, ..self })
     }
 
     /// What kind of pipeline this is.

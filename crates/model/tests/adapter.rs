@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use seedpo_model::adapter::{Adapter, Delta, LoraConfig, LoraInit};
+use seedpo_model::adapter::{Adapter, Delta, Lora, LoraConfig, LoraInit, LoraModule};
 use seedpo_model::config::UNetConfig;
 use seedpo_model::unet::UNet2DConditionModel;
 use seedpo_tensor::{Params, WeightFile, write_weights};
@@ -110,7 +110,8 @@ fn a_fresh_lora_is_the_base_and_its_draws_are_keyed() {
     let config = LoraConfig { rank: 2, alpha: 4.0, ..LoraConfig::default() };
     let adapter = Adapter::lora(&unet, &config, 9).unwrap();
     assert_eq!(forward(&unet, &e, Some(&adapter)), forward(&unet, &e, None));
-    assert_eq!(adapter.paths().count(), unet.projections().len());
+    let attention = unet.projections().iter().filter(|p| p.path.contains(".attn")).count();
+    assert_eq!(adapter.paths().count(), attention);
     assert!(adapter.trainable().iter().all(|(_, t)| t.requires_grad() && t.is_leaf() && t.kind() == Kind::Float));
 
     // One projection's values depend on seed and path alone, not on which others are adapted.
@@ -185,7 +186,8 @@ fn the_file_has_the_keys_and_metadata_of_diffusers() {
             assert_eq!(value, &theirs[key], "{key}");
         }
     }
-    assert_eq!(ours["unet.target_modules"].as_array().unwrap().len(), unet.projections().len());
+    let attention = unet.projections().iter().filter(|p| p.path.contains(".attn")).count();
+    assert_eq!(ours["unet.target_modules"].as_array().unwrap().len(), attention);
 }
 
 #[test]
@@ -209,6 +211,15 @@ fn settings_that_no_projection_fits_are_refused() {
         (LoraConfig { alpha: f64::NAN, ..good.clone() }, ["alpha", "NaN"]),
         (LoraConfig { targets: vec!["to_q".into(), "to_x".into()], ..good.clone() }, ["target", "to_x"]),
         (LoraConfig { targets: Vec::new(), ..good.clone() }, ["targets", "none"]),
+        (
+            LoraConfig { targets: vec!["attention".into(), "fc1".into()], ..good.clone() },
+            ["fc1 (the text encoders", "all-linear"],
+        ),
+        (
+            LoraConfig { targets: vec!["resnets.0.conv1".into()], ..good.clone() },
+            ["conv1 (convolutions", "sample --adapter"],
+        ),
+        (LoraConfig { targets: vec!["linear_1".into()], ..good.clone() }, ["the time embedding", "proj_in"]),
     ] {
         let message = Adapter::lora(&unet, &config, 0).unwrap_err().to_string();
         assert!(parts.iter().all(|part| message.contains(part)), "{message}");
@@ -245,18 +256,27 @@ fn files_that_do_not_fit_are_refused_by_name() {
     check(&[(&a, zeros(&[0, 16])), (&b, zeros(&[16, 0]))], None, &["[rank, in]", "[0, 16]"]);
     check(&[(&a, zeros(&[2, 16]).to_kind(Kind::Int64)), (&b, zeros(&[16, 2]))], None, &["floating-point", "Int64"]);
     check(
-        &[("unet.mid_block.foo.lora_A.weight", zeros(&[1, 1]))],
+        &[("unet.foo.lora_A.weight", zeros(&[1, 1]))],
         None,
-        &["mid_block.foo", "attention projection", "--ignore-unsupported"],
+        &["unet.foo", "Stable Diffusion does not have", "--ignore-unsupported"],
     );
     check(&[("unet.conv_in.weight", zeros(&[1]))], None, &["unet.conv_in.weight", "lora_A"]);
-    check(&[("text_encoder.q_proj.lora_A.weight", zeros(&[1]))], None, &["text encoder"]);
+    for (a, b) in [
+        (
+            "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight",
+            "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight",
+        ),
+        ("unet.mid_block.resnets.0.conv1.lora_A.weight", "unet.mid_block.resnets.0.conv1.lora_B.weight"),
+    ] {
+        let parts = &["1 other layer(s)", "sample --adapter", "adapter merge --model"];
+        check(&[(a, zeros(&[1, 4])), (b, zeros(&[4, 1]))], None, parts);
+    }
+    check(&[("lora_unet_mid_block.lora_down.weight", zeros(&[1]))], None, &["lora_unet_mid_block", "does not have"]);
     check(
-        &[("lora_unet_mid_block.lora_down.weight", zeros(&[1]))],
+        &[(&format!("{Q}.lora_magnitude_vector.weight"), zeros(&[1]))],
         None,
-        &["lora_unet_mid_block", "attention projection"],
+        &["DoRA", "merge the file into its model"],
     );
-    check(&[("lora_unet_mid_block_resnets_0_conv1.lora_down.weight", zeros(&[1]))], None, &["convolutions (LoCon)"]);
     let other = "unet.down_blocks.7.attentions.0.transformer_blocks.0.attn1.to_q";
     let (down, up) = (format!("{other}.lora_A.weight"), format!("{other}.lora_B.weight"));
     check(&[(&down, zeros(&[2, 16])), (&up, zeros(&[16, 2]))], None, &["of this U-Net", "down_blocks.7"]);
@@ -300,24 +320,28 @@ fn bytes_that_are_no_adapter_are_refused_and_a_failed_save_leaves_nothing() {
 fn combined_adapters_add_up_exactly() {
     let unet = unet();
     let lora = |rank, alpha, seed| {
-        let adapter = Adapter::lora(&unet, &LoraConfig { rank, alpha, ..LoraConfig::default() }, seed).unwrap();
+        let targets = vec!["all-linear".to_owned()];
+        let config = LoraConfig { rank, alpha, targets, ..LoraConfig::default() };
+        let adapter = Adapter::lora(&unet, &config, seed).unwrap();
         tch::no_grad(|| adapter.trainable().iter_mut().for_each(|(_, tensor)| drop(tensor.normal_(0.0, 0.1))));
-        adapter
+        adapter.to_lora().unwrap()
     };
     let parts = [(lora(2, 4.0, 1), 0.7), (lora(3, 3.0, 2), -1.5)];
-    let path = parts[0].0.paths().next().unwrap().to_owned();
-    let change = |adapter: &Adapter| match adapter.delta(&path) {
-        Some(Delta::LowRank { a, b, scale }) => b.to_kind(Kind::Double).mm(&a.to_kind(Kind::Double)) * *scale,
-        other => panic!("{other:?}"),
-    };
-    let expected = change(&parts[0].0) * 0.7 - change(&parts[1].0) * 1.5;
-    let combined = Adapter::combined(&parts).unwrap();
-    assert!(off(&change(&combined), &expected) < 1e-6);
-    assert_eq!(combined.paths().count(), parts[0].0.paths().count());
-    assert!(combined.trainable().is_empty());
-    let merged = combined.merge(&unet).unwrap();
-    let Some(Delta::Weight(weight)) = merged.delta(&path) else { panic!("not merged") };
-    assert!(off(&(weight - unet.weight(&path).unwrap()), &expected) < 1e-4);
-    assert!(Adapter::combined(&[(merged, 1.0)]).unwrap_err().to_string().contains("merged"));
-    assert!(Adapter::combined(&[(lora(1, 1.0, 3), f64::NAN)]).unwrap_err().to_string().contains("finite"));
+    let combined = Lora::combined(&parts).unwrap();
+    assert_eq!(combined.names().collect::<Vec<_>>(), parts[0].0.names().collect::<Vec<_>>());
+    let merged = Lora::combined(&parts).unwrap().into_adapter(&unet).unwrap().merge(&unet).unwrap();
+    for name in combined.names() {
+        let change = |lora: &Lora| {
+            let LoraModule { a, b, scale, .. } = lora.module(name).unwrap();
+            let double = |t: &Tensor| t.flatten(1, -1).to_kind(Kind::Double);
+            double(b).mm(&double(a)) * *scale
+        };
+        let expected = change(&parts[0].0) * 0.7 - change(&parts[1].0) * 1.5;
+        assert!(off(&change(&combined), &expected) < 1e-6, "{name}");
+        let path = name.strip_prefix("unet.").unwrap();
+        let Some(Delta::Weight(weight)) = merged.delta(path) else { panic!("not merged") };
+        assert!(off(&(weight - unet.weight(path).unwrap()).flatten(1, -1), &expected) < 1e-4, "{name}");
+    }
+    assert!(merged.to_lora().unwrap_err().to_string().contains("merged"));
+    assert!(Lora::combined(&[(lora(1, 1.0, 3), f64::NAN)]).unwrap_err().to_string().contains("finite"));
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use seedpo_model::adapter::{Layout, LoraConfig, LoraFile};
+use seedpo_model::adapter::{Layout, Lora, LoraConfig, LoraFile};
 use seedpo_model::{Adapter, Delta, UNet2DConditionModel, UNetConfig};
 use seedpo_tensor::{Device, Kind, Params, Tensor, WeightFile, write_weights};
 
@@ -25,13 +25,13 @@ fn adapter(unet: &UNet2DConditionModel) -> Adapter {
         let targets = targets.iter().map(|t| t.to_string()).collect();
         let adapter = Adapter::lora(unet, &LoraConfig { rank, alpha, targets, ..LoraConfig::default() }, 7).unwrap();
         tch::no_grad(|| adapter.trainable().iter_mut().for_each(|(_, tensor)| drop(tensor.normal_(0.0, 0.5))));
-        (adapter, 1.0)
+        (adapter.to_lora().unwrap(), 1.0)
     };
-    Adapter::combined(&[
+    let lora = Lora::combined(&[
         lora(2, 4.0, &["attn1.to_q", "attn2.to_k", "to_out.0"]),
         lora(3, 1.5, &["mid_block.attentions.0.transformer_blocks.0.attn2.to_v"]),
-    ])
-    .unwrap()
+    ]);
+    lora.unwrap().into_adapter(unet).unwrap()
 }
 
 /// The change of every projection, as a matrix.
@@ -75,7 +75,7 @@ fn both_layouts_written_are_read_as_the_same_adapter() {
         assert_eq!(file.family(), Some("Stable Diffusion 1.x"));
         // There and back, the bytes are the same.
         let (again, back) = (folder.path().join("again.safetensors"), LoraFile::open(&kohya).unwrap());
-        back.into_adapter(false).unwrap().save(&again).unwrap();
+        back.into_lora(false).unwrap().save(&again).unwrap();
         assert_same(&Adapter::load(&again, &unet).unwrap(), &adapter);
     }
     let names: Vec<String> = WeightFile::open(&kohya).unwrap().names().map(str::to_owned).collect();
@@ -153,10 +153,10 @@ fn what_is_not_applied_is_refused_by_name_or_left_out_on_request() {
     let mut tensors = WeightFile::open(&path).unwrap().tensors().unwrap();
     let one = || Tensor::ones([1, 1], (Kind::Float, Device::Cpu));
     for name in [
-        "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight",
-        "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight",
-        "lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight",
-        "lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_2.alpha",
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj.hada_w1_a",
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj.hada_w1_b",
+        "lora_unet_down_blocks_0_resnets_0_conv1.lokr_w1",
+        "lora_unet_double_blocks_0_img_attn_proj.alpha",
     ] {
         tensors.insert(name.to_owned(), one());
     }
@@ -164,17 +164,19 @@ fn what_is_not_applied_is_refused_by_name_or_left_out_on_request() {
     let message = Adapter::load(&path, &unet).unwrap_err().to_string();
     for part in [
         "2 tensors such as `lora_te_text_model",
-        "adapters of the text encoder are not supported",
-        "`lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight`: adapters of convolutions (LoCon)",
-        "feed-forward",
+        "LoHa cannot be applied; merge the file into its model",
+        "`lora_unet_down_blocks_0_resnets_0_conv1.lokr_w1`: LoKr",
+        "layers that Stable Diffusion does not have",
         "--ignore-unsupported",
     ] {
         assert!(message.contains(part), "{part} not in {message}");
     }
     let file = LoraFile::open(&path).unwrap();
-    assert_eq!(file.unsupported.iter().map(|kind| kind.keys.len()).collect::<Vec<_>>(), [2, 1, 1]);
-    assert_same(&file.into_adapter(true).unwrap(), &adapter);
-    assert!(LoraFile::open(&path).unwrap().into_adapter(false).is_err());
+    let mut counts: Vec<usize> = file.unsupported.iter().map(|kind| kind.keys.len()).collect();
+    counts.sort_unstable();
+    assert_eq!(counts, [1, 1, 2]);
+    assert_same(&file.into_lora(true).unwrap().into_adapter(&unet).unwrap(), &adapter);
+    assert!(LoraFile::open(&path).unwrap().into_lora(false).is_err());
 }
 
 #[test]

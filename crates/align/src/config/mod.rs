@@ -192,7 +192,8 @@ settings! {
     rank: u64 = 4, "1 to 1024", "LoRA rank.";
     lora_alpha: f64 = 0.0, "0 or more; 0 = the rank", "LoRA alpha; the adapter's scale is alpha/rank.";
     lora_targets: Vec<String> = ["to_q", "to_k", "to_v", "to_out.0"].map(String::from).to_vec(),
-        "names of attention projections", "The projections that get an adapter.";
+        "attention | all-linear | names of layers",
+        "The layers of the U-Net that get an adapter: attention is to_q,to_k,to_v,to_out.0; all-linear adds ff.net.0.proj,ff.net.2,proj_in,proj_out.";
     lr_scheduler: String = "constant".into(), "constant | constant_with_warmup | linear | cosine | cosine_with_restarts | polynomial",
         "Learning-rate schedule, equal to diffusers.optimization's; all but the constant ones need max_train_steps.";
     lr_warmup_steps: u64 = 0, "0 or more", "Updates over which the learning rate rises from 0.";

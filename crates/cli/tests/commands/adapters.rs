@@ -1,6 +1,7 @@
 //! `seedpo adapter`.
 
 use super::*;
+use seedpo_model::Lora;
 use seedpo_tensor::tch;
 
 /// A LoRA for the room's model, in diffusers' layout.
@@ -41,7 +42,8 @@ fn merged_into_a_model_or_into_one_adapter_the_change_is_the_same() {
     merge(&[], "both.safetensors");
     merge(&["--model", "model"], "merged");
     let base = model(&room);
-    let expected = Adapter::combined(&parts).unwrap().merge(&base.unet).unwrap();
+    let parts = parts.map(|(adapter, weight)| (adapter.to_lora().unwrap(), weight));
+    let expected = Lora::combined(&parts).unwrap().into_adapter(&base.unet).unwrap().merge(&base.unet).unwrap();
     let one = Adapter::load(&room.path("both.safetensors"), &base.unet).unwrap().merge(&base.unet).unwrap();
     let merged = DiffusionModel::load(&room.path("merged"), &LoadOptions::default()).unwrap();
     for (key, tensor) in expected.tensors() {

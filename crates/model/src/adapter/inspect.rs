@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 
-use super::lora_file::{LoraFile, LoraModule};
+use super::lora::LoraModule;
+use super::lora_file::LoraFile;
+use super::network::Network;
 
-/// What an adapter changes in one of the U-Net's blocks.
+/// What an adapter changes in one of the U-Net's blocks, or in a text encoder.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BlockSummary {
-    /// Projections changed.
+    /// Layers changed.
     pub modules: usize,
     /// The Frobenius norm of all its changes `scale * B A` together.
     pub norm: f64,
@@ -22,19 +24,19 @@ pub struct BlockSummary {
 pub struct LoraSummary {
     /// Numbers in all A and B.
     pub parameters: usize,
-    /// How many projections have each rank.
+    /// How many layers have each rank.
     pub ranks: BTreeMap<i64, usize>,
-    /// How many projections have each alpha, as text; `none` where the file says none (scale 1).
+    /// How many layers have each alpha, as text; `none` where the file says none (scale 1).
     pub alphas: BTreeMap<String, usize>,
-    /// How many projections of each kind there are, e.g. `attn2.to_k`.
+    /// How many layers of each kind there are, e.g. `attn2.to_k`.
     pub targets: BTreeMap<String, usize>,
-    /// How many projections have each dtype.
+    /// How many layers have each dtype.
     pub kinds: BTreeMap<String, usize>,
-    /// By block, e.g. `up_blocks.1`.
+    /// By block, e.g. `up_blocks.1`, `text_encoder`.
     pub blocks: BTreeMap<String, BlockSummary>,
-    /// Projections that hold NaN or infinite numbers.
+    /// Layers that hold NaN or infinite numbers.
     pub not_finite: Vec<String>,
-    /// Projections whose B is all 0: they change nothing.
+    /// Layers whose B is all 0: they change nothing.
     pub without_effect: usize,
 }
 
@@ -60,7 +62,8 @@ impl LoraFile {
             *summary.alphas.entry(alpha).or_default() += 1;
             *summary.targets.entry(target(path)).or_default() += 1;
             *summary.kinds.entry(format!("{:?}", module.a.kind())).or_default() += 1;
-            let (a, b) = (module.a.to_kind(Kind::Double), module.b.to_kind(Kind::Double));
+            let double = |tensor: &Tensor| tensor.flatten(1, -1).to_kind(Kind::Double);
+            let (a, b) = (double(&module.a), double(&module.b));
             if [&a, &b].iter().any(|x| x.isfinite().all().int64_value(&[]) == 0) {
                 summary.not_finite.push(path.clone());
                 continue;
@@ -82,13 +85,19 @@ fn norm(module: &LoraModule, a: &Tensor, b: &Tensor) -> f64 {
     module.scale.abs() * square.max(0.0).sqrt()
 }
 
-/// `up_blocks.1` of `up_blocks.1.attentions.0...`, `mid_block` of the middle's.
-fn block(path: &str) -> String {
-    let words = if path.starts_with("mid_block") { 1 } else { 2 };
+/// `up_blocks.1` of `unet.up_blocks.1.attentions.0...`, `mid_block` of the middle's, a text encoder's own name.
+fn block(name: &str) -> String {
+    let Some((Network::UNet, path)) = Network::split(name) else {
+        return name.split('.').next().unwrap_or(name).to_owned();
+    };
+    let words = if path.starts_with("down_blocks.") || path.starts_with("up_blocks.") { 2 } else { 1 };
     path.split('.').take(words).collect::<Vec<_>>().join(".")
 }
 
-/// `attn2.to_out.0` of a whole path.
-fn target(path: &str) -> String {
-    path.rfind(".attn").map_or(path, |at| &path[at + 1..]).to_owned()
+/// `attn2.to_out.0` of a whole name: what follows the number of the innermost block.
+fn target(name: &str) -> String {
+    let markers = [".transformer_blocks.", ".attentions.", ".resnets.", ".layers.", "_blocks."];
+    let after = |marker: &str| name.rsplit_once(marker)?.1.split_once('.').map(|(_, rest)| rest);
+    let within = || name.split_once('.').map_or(name, |(_, path)| path);
+    markers.into_iter().find_map(after).unwrap_or_else(within).to_owned()
 }

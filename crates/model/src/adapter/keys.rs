@@ -1,11 +1,14 @@
 //! How adapter files spell their keys.
 
+use super::kohya;
+use super::network::Network;
+
 /// Which part of a low-rank pair a key names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
-    /// A, `[rank, in]`, also called `down`.
+    /// A, `[rank, in]` (of a convolution `[rank, in, k, k]`), also called `down`.
     A,
-    /// B, `[out, rank]`, also called `up`.
+    /// B, `[out, rank]` (of a convolution `[out, rank, 1, 1]`), also called `up`.
     B,
     /// The number that, divided by the rank, scales the pair.
     Alpha,
@@ -20,7 +23,8 @@ pub enum Layout {
     OldDiffusers,
     /// peft's own: `base_model.model.<path>.lora_A.weight`.
     Peft,
-    /// kohya's sd-scripts, A1111, ComfyUI: `lora_unet_<path with _>.lora_down.weight` and `.alpha`.
+    /// kohya's sd-scripts, A1111, ComfyUI: `lora_unet_<path with _>.lora_down.weight` and `.alpha`; `lora_te_`, SDXL
+    /// `lora_te1_` and `lora_te2_`.
     Kohya,
 }
 
@@ -39,8 +43,8 @@ impl Layout {
 /// What a key stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Parsed {
-    /// Part of the pair of an attention projection of the U-Net, whose diffusers path is `module`.
-    Projection { module: String, part: Part, layout: Layout },
+    /// Part of the pair of a layer; `module` is its whole name, e.g. `unet.mid_block.attentions.0.proj_in`.
+    Layer { module: String, part: Part, layout: Layout },
     /// A part of an adapter that we do not apply: what it is, in words.
     Unsupported(&'static str),
 }
@@ -48,18 +52,27 @@ pub(super) enum Parsed {
 /// The residual blocks per level of every Stable Diffusion: what the original block numbers count by.
 pub(super) const LAYERS_PER_BLOCK: usize = 2;
 
-const TEXT_ENCODER: &str = "the text encoder";
-const CONVOLUTIONS: &str = "convolutions (LoCon)";
-const FEED_FORWARD: &str = "feed-forward layers";
-const OTHER_LAYERS: &str = "layers other than attention projections";
-const OTHER_KINDS: &str = "kinds other than LoRA (LoHa, LoKr, whole weights)";
+const OTHER_LAYERS: &str = "layers that Stable Diffusion does not have";
+/// What marks the kinds of adapter that are not plain low-rank pairs.
+const OTHER_KINDS: [(&str, &str); 8] = [
+    (".hada_", "LoHa"),
+    (".lokr_", "LoKr"),
+    (".oft_", "OFT"),
+    (".lora_mid.", "Tucker-decomposed convolutions (LoCon with lora_mid)"),
+    (".diff", "whole weight changes (.diff)"),
+    (".on_input", "(IA)³"),
+    (".w_norm", "normalisation layers"),
+    (".b_norm", "normalisation layers"),
+];
+const DORA: &str = "a DoRA magnitude, and DoRA is not supported; merge the file into its model with the tool that made it, \
+    and give seedpo the merged model";
 
 /// The key that [`Adapter::tensors`](super::Adapter::tensors) has for the tensor that a file calls `key`, in whatever
 /// spelling [`Adapter::load`](super::Adapter::load) reads; `None` where it names no A or B.
 pub fn canonical_key(key: &str) -> Option<String> {
     match parse(key, LAYERS_PER_BLOCK).ok()? {
-        Parsed::Projection { module, part: part @ (Part::A | Part::B), .. } => {
-            Some(format!("unet.{module}.lora_{part:?}.weight"))
+        Parsed::Layer { module, part: part @ (Part::A | Part::B), .. } => {
+            Some(format!("{module}.lora_{part:?}.weight"))
         }
         _ => None,
     }
@@ -67,52 +80,58 @@ pub fn canonical_key(key: &str) -> Option<String> {
 
 /// What a key stands for, or why it stands for nothing.
 ///
-/// Read are the spellings that diffusers 0.38 reads for a U-Net (`convert_unet_state_dict_to_peft`), peft's own, and
-/// kohya's with diffusers' or the original block names. `layers_per_block` is what the latter count by.
+/// Read are the spellings that diffusers 0.38 reads (`convert_unet_state_dict_to_peft`, `convert_state_dict_to_peft`),
+/// peft's own, and kohya's with diffusers' or the original block names. `layers_per_block` is what the latter count by.
 pub(super) fn parse(key: &str, layers_per_block: usize) -> Result<Parsed, &'static str> {
-    if ["lora_te", "text_encoder", "base_model.model.text_encoder", "text_model"].iter().any(|p| key.starts_with(p)) {
-        return Ok(Parsed::Unsupported(TEXT_ENCODER));
-    }
     if [".dora_scale", ".lora_magnitude_vector"].iter().any(|part| key.contains(part)) {
-        return Err("a DoRA magnitude; DoRA is not supported");
+        return Err(DORA);
     }
-    if [".hada_", ".lokr_", ".oft_", ".diff", ".on_input", ".w_norm"].iter().any(|part| key.contains(part)) {
-        return Ok(Parsed::Unsupported(OTHER_KINDS));
+    if let Some((_, kind)) = OTHER_KINDS.iter().find(|(mark, _)| key.contains(mark)) {
+        return Ok(Parsed::Unsupported(kind));
     }
-    if key.contains(".lora_mid.") {
-        return Ok(Parsed::Unsupported(CONVOLUTIONS));
-    }
-    match ["lora_unet_", "lycoris_"].iter().find_map(|prefix| key.strip_prefix(prefix)) {
-        Some(rest) => parse_kohya(rest, layers_per_block),
+    let prefixes = [
+        ("lora_unet_", Network::UNet),
+        ("lycoris_", Network::UNet),
+        ("lora_te_", Network::TextEncoder),
+        ("lora_te1_", Network::TextEncoder),
+        ("lora_te2_", Network::TextEncoder2),
+    ];
+    match prefixes.iter().find_map(|(prefix, network)| Some((key.strip_prefix(prefix)?, *network))) {
+        Some((rest, network)) => parse_kohya(rest, network, layers_per_block),
         None => parse_dotted(key),
     }
 }
 
-fn parse_kohya(rest: &str, layers_per_block: usize) -> Result<Parsed, &'static str> {
+fn parse_kohya(rest: &str, network: Network, layers_per_block: usize) -> Result<Parsed, &'static str> {
     let ends = [(".lora_down.weight", Part::A), (".lora_up.weight", Part::B), (".alpha", Part::Alpha)];
     let found = ends.iter().find_map(|(end, part)| Some((rest.strip_suffix(end)?, *part)));
     let (stem, part) = found.ok_or("expected `....lora_down.weight`, `....lora_up.weight` or `....alpha`")?;
-    let module = dotted(stem, layers_per_block);
-    Ok(match module {
-        Some(module) => Parsed::Projection { module, part, layout: Layout::Kohya },
-        None => Parsed::Unsupported(kind_of_layer(stem)),
-    })
+    Ok(layer(network, &kohya::path(stem, layers_per_block), part, Layout::Kohya))
+}
+
+fn layer(network: Network, path: &str, part: Part, layout: Layout) -> Parsed {
+    match network.name_of(path) {
+        Some(module) => Parsed::Layer { module, part, layout },
+        None => Parsed::Unsupported(OTHER_LAYERS),
+    }
 }
 
 fn parse_dotted(key: &str) -> Result<Parsed, &'static str> {
-    let prefixes = [
-        ("base_model.model.unet.", Layout::Peft),
-        ("base_model.model.", Layout::Peft),
-        ("unet.", Layout::Diffusers),
-        ("", Layout::Diffusers),
-    ];
-    let found = prefixes.iter().find_map(|(prefix, layout)| Some((key.strip_prefix(prefix)?, *layout)));
-    let (path, mut layout) = found.unwrap_or((key, Layout::Diffusers));
+    let (path, mut layout) = match key.strip_prefix("base_model.model.") {
+        Some(path) => (path, Layout::Peft),
+        None => (key, Layout::Diffusers),
+    };
+    let (network, path) = Network::split(path).unwrap_or_else(|| match path.split('.').next() {
+        Some("text_model" | "encoder") => (Network::TextEncoder, path),
+        _ => (Network::UNet, path),
+    });
     let ends = [
         (".lora_A.weight", Part::A),
         (".lora_B.weight", Part::B),
         (".lora.down.weight", Part::A),
         (".lora.up.weight", Part::B),
+        (".lora_linear_layer.down.weight", Part::A),
+        (".lora_linear_layer.up.weight", Part::B),
         ("_lora.down.weight", Part::A),
         ("_lora.up.weight", Part::B),
         (".alpha", Part::Alpha),
@@ -123,75 +142,18 @@ fn parse_dotted(key: &str) -> Result<Parsed, &'static str> {
     let mut module = stem.replace(".processor.", ".");
     if end.starts_with("_lora") {
         layout = Layout::OldDiffusers;
-        if module.ends_with(".to_out") {
-            module += ".0";
-        }
+        module = old_name(&module, network);
     }
-    Ok(match is_projection(&module) {
-        true => Parsed::Projection { module, part, layout },
-        false => Parsed::Unsupported(kind_of_layer(&module)),
-    })
+    Ok(layer(network, &module, part, layout))
 }
 
-/// Whether a path ends as those of a U-Net's attention projections do.
-fn is_projection(path: &str) -> bool {
-    let of = |attention: &str| {
-        let rest = path.rsplit_once(attention).map(|(_, rest)| rest);
-        rest.is_some_and(|rest| ["to_q", "to_k", "to_v", "to_out.0"].contains(&rest))
-    };
-    of(".attn1.") || of(".attn2.")
-}
-
-fn kind_of_layer(path: &str) -> &'static str {
-    let has = |parts: &[&str]| parts.iter().any(|part| path.contains(part));
-    match () {
-        _ if has(&["conv", "resnets", "in_layers", "out_layers", "skip_connection", "samplers", "_0_op"]) => {
-            CONVOLUTIONS
-        }
-        _ if has(&["ff.net", "ff_net"]) => FEED_FORWARD,
-        _ => OTHER_LAYERS,
+/// What diffusers 0.17 and before called the attention projection `to_q`, `to_k`, `to_v`, `to_out`, in text encoders too.
+fn old_name(module: &str, network: Network) -> String {
+    match (network, module.rsplit_once(".to_")) {
+        (Network::UNet, Some((_, "out"))) => format!("{module}.0"),
+        (Network::UNet, _) | (_, None) => module.to_owned(),
+        (_, Some((attention, name))) => format!("{attention}.{name}_proj"),
     }
-}
-
-/// The diffusers path of a projection from kohya's stem: `down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q`,
-/// or the same with the original names (`input_blocks_1_1_...`); `None` for any other layer.
-fn dotted(stem: &str, layers_per_block: usize) -> Option<String> {
-    let words: Vec<&str> = stem.split('_').collect();
-    let number = |text: &str| text.parse::<usize>().ok();
-    let (layers, up_layers) = (layers_per_block + 1, layers_per_block + 1);
-    let (block, rest) = match words[..] {
-        ["down", "blocks", i, "attentions", j, ref rest @ ..] => {
-            (format!("down_blocks.{}.attentions.{}", number(i)?, number(j)?), rest)
-        }
-        ["up", "blocks", i, "attentions", j, ref rest @ ..] => {
-            (format!("up_blocks.{}.attentions.{}", number(i)?, number(j)?), rest)
-        }
-        ["mid", "block", "attentions", j, ref rest @ ..] => (format!("mid_block.attentions.{}", number(j)?), rest),
-        ["middle", "block", "1", ref rest @ ..] => ("mid_block.attentions.0".to_owned(), rest),
-        ["input", "blocks", n, "1", ref rest @ ..] => {
-            let n = number(n)?.checked_sub(1)?;
-            (format!("down_blocks.{}.attentions.{}", n / layers, n % layers), rest)
-        }
-        ["output", "blocks", n, "1", ref rest @ ..] => {
-            let n = number(n)?;
-            (format!("up_blocks.{}.attentions.{}", n / up_layers, n % up_layers), rest)
-        }
-        _ => return None,
-    };
-    let ["transformer", "blocks", t, attention @ ("attn1" | "attn2"), "to", ref projection @ ..] = *rest else {
-        return None;
-    };
-    let projection = match projection {
-        [letter @ ("q" | "k" | "v")] => format!("to_{letter}"),
-        ["out", "0"] | ["out"] => "to_out.0".to_owned(),
-        _ => return None,
-    };
-    Some(format!("{block}.transformer_blocks.{}.{attention}.{projection}", number(t)?))
-}
-
-/// Kohya's stem for a path.
-pub(super) fn kohya_stem(path: &str) -> String {
-    format!("lora_unet_{}", path.replace('.', "_"))
 }
 
 #[cfg(test)]
@@ -199,66 +161,97 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_spelling_names_the_same_projection() {
+    fn every_spelling_names_the_same_layer() {
         let q = "mid_block.attentions.0.transformer_blocks.0.attn1";
         let kohya = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1";
+        let (te, te2) = ("text_encoder.encoder.layers.3", "text_encoder_2.encoder.layers.3");
         let cases = [
-            (format!("unet.{q}.to_q.lora_A.weight"), "to_q", Part::A, Layout::Diffusers),
-            (format!("unet.{q}.to_q.lora.up.weight"), "to_q", Part::B, Layout::Diffusers),
-            (format!("{q}.processor.to_q_lora.down.weight"), "to_q", Part::A, Layout::OldDiffusers),
-            (format!("unet.{q}.processor.to_out_lora.up.weight"), "to_out.0", Part::B, Layout::OldDiffusers),
-            (format!("base_model.model.{q}.to_out.0.lora_B.weight"), "to_out.0", Part::B, Layout::Peft),
-            (format!("{kohya}_to_out_0.lora_down.weight"), "to_out.0", Part::A, Layout::Kohya),
-            (format!("{kohya}_to_v.alpha"), "to_v", Part::Alpha, Layout::Kohya),
+            (format!("unet.{q}.to_q.lora_A.weight"), format!("unet.{q}.to_q"), Part::A, Layout::Diffusers),
+            (format!("unet.{q}.to_q.lora.up.weight"), format!("unet.{q}.to_q"), Part::B, Layout::Diffusers),
+            (format!("{q}.processor.to_q_lora.down.weight"), format!("unet.{q}.to_q"), Part::A, Layout::OldDiffusers),
+            (
+                format!("unet.{q}.processor.to_out_lora.up.weight"),
+                format!("unet.{q}.to_out.0"),
+                Part::B,
+                Layout::OldDiffusers,
+            ),
+            (
+                format!("base_model.model.{q}.to_out.0.lora_B.weight"),
+                format!("unet.{q}.to_out.0"),
+                Part::B,
+                Layout::Peft,
+            ),
+            (format!("{kohya}_to_out_0.lora_down.weight"), format!("unet.{q}.to_out.0"), Part::A, Layout::Kohya),
+            (format!("{kohya}_to_v.alpha"), format!("unet.{q}.to_v"), Part::Alpha, Layout::Kohya),
             (
                 "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_k.lora_up.weight".into(),
-                "to_k",
+                format!("unet.{q}.to_k"),
+                Part::B,
+                Layout::Kohya,
+            ),
+            (
+                "text_encoder.text_model.encoder.layers.3.mlp.fc1.lora_A.weight".into(),
+                format!("{te}.mlp.fc1"),
+                Part::A,
+                Layout::Diffusers,
+            ),
+            (
+                "text_encoder.encoder.layers.3.mlp.fc1.lora_linear_layer.up.weight".into(),
+                format!("{te}.mlp.fc1"),
+                Part::B,
+                Layout::Diffusers,
+            ),
+            (
+                "text_encoder_2.text_model.encoder.layers.3.self_attn.to_out_lora.up.weight".into(),
+                format!("{te2}.self_attn.out_proj"),
+                Part::B,
+                Layout::OldDiffusers,
+            ),
+            (
+                "base_model.model.text_model.encoder.layers.3.self_attn.q_proj.lora_A.weight".into(),
+                format!("{te}.self_attn.q_proj"),
+                Part::A,
+                Layout::Peft,
+            ),
+            (
+                "lora_te_text_model_encoder_layers_3_self_attn_out_proj.alpha".into(),
+                format!("{te}.self_attn.out_proj"),
+                Part::Alpha,
+                Layout::Kohya,
+            ),
+            (
+                "lora_te2_text_model_encoder_layers_3_mlp_fc2.lora_up.weight".into(),
+                format!("{te2}.mlp.fc2"),
+                Part::B,
+                Layout::Kohya,
+            ),
+            (
+                "lora_te2_text_projection.lora_up.weight".into(),
+                "text_encoder_2.text_projection".into(),
                 Part::B,
                 Layout::Kohya,
             ),
         ];
-        for (key, name, part, layout) in cases {
-            let expected = Parsed::Projection { module: format!("{q}.{name}"), part, layout };
-            assert_eq!(parse(&key, 2), Ok(expected), "{key}");
+        for (key, module, part, layout) in cases {
+            assert_eq!(parse(&key, 2), Ok(Parsed::Layer { module, part, layout }), "{key}");
         }
     }
 
     #[test]
-    fn original_block_numbers_count_levels() {
-        let rest = "_1_transformer_blocks_3_attn2_to_q";
-        let path = |block: &str| format!("{block}.transformer_blocks.3.attn2.to_q");
-        for (stem, block) in [
-            ("input_blocks_1", "down_blocks.0.attentions.0"),
-            ("input_blocks_8", "down_blocks.2.attentions.1"),
-            ("output_blocks_3", "up_blocks.1.attentions.0"),
-            ("output_blocks_11", "up_blocks.3.attentions.2"),
-        ] {
-            assert_eq!(dotted(&format!("{stem}{rest}"), 2), Some(path(block)), "{stem}");
-        }
-        assert_eq!(dotted(&format!("input_blocks_3{rest}"), 1), Some(path("down_blocks.1.attentions.0")));
-        for stem in ["input_blocks_0", "input_blocks_x", "input_blocks_99999999999999999999999"] {
-            assert_eq!(dotted(&format!("{stem}{rest}"), 2), None, "{stem}");
-        }
-        let original =
-            crate::single_file::unet::original_name(&crate::UNetConfig::default(), "up_blocks.2.attentions.1.x.y");
-        assert_eq!(original, "output_blocks.7.1.x.y");
-        assert_eq!(dotted(&format!("output_blocks_7{rest}"), 2), Some(path("up_blocks.2.attentions.1")));
-    }
-
-    #[test]
-    fn what_is_no_projection_is_told_apart() {
+    fn what_is_no_lora_of_ours_is_told_apart() {
         for (key, reason) in [
-            ("text_encoder.layers.0.q_proj.lora_A.weight", TEXT_ENCODER),
-            ("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha", TEXT_ENCODER),
-            ("lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight", CONVOLUTIONS),
-            ("lora_unet_input_blocks_1_0_in_layers_2.lora_mid.weight", CONVOLUTIONS),
-            ("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_ff_net_0_proj.alpha", FEED_FORWARD),
-            ("lora_unet_mid_block_attentions_0_proj_in.lora_up.weight", OTHER_LAYERS),
-            ("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a", OTHER_KINDS),
-            ("unet.mid_block.foo.lora_A.weight", OTHER_LAYERS),
+            ("text_encoder_3.encoder.block.0.lora_A.weight", OTHER_LAYERS),
+            ("transformer.single_blocks.0.attn.to_q.lora_A.weight", OTHER_LAYERS),
+            ("unet.foo.lora_A.weight", OTHER_LAYERS),
+            ("lora_unet_double_blocks_0_img_attn_proj.lora_down.weight", OTHER_LAYERS),
+            ("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a", "LoHa"),
+            ("lora_te_text_model_encoder_layers_3_mlp_fc2.lokr_w1", "LoKr"),
+            ("lora_unet_mid_block_attentions_0_norm.diff", "whole weight changes (.diff)"),
         ] {
             assert_eq!(parse(key, 2), Ok(Parsed::Unsupported(reason)), "{key}");
         }
+        let mid = parse("lora_unet_input_blocks_1_0_in_layers_2.lora_mid.weight", 2);
+        assert!(matches!(mid, Ok(Parsed::Unsupported(what)) if what.contains("lora_mid")), "{mid:?}");
         for (key, part) in [
             ("unet.conv_in.weight", "lora_A"),
             ("unet.a.to_q.lora_B.bias", "lora_B.weight"),

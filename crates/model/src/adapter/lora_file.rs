@@ -1,4 +1,4 @@
-//! A LoRA file taken apart without a model: which projections it changes, and how.
+//! A LoRA file taken apart without a model: which layers it changes, and how.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -7,37 +7,19 @@ use seedpo_tensor::{WeightFile, read_text};
 use tch::{Kind, Tensor};
 
 use super::keys::{self, LAYERS_PER_BLOCK, Layout, Parsed, Part};
+use super::lora::{Lora, LoraModule};
 use super::metadata::{self, Metadata};
-use super::{Adapter, Delta, resolve};
+use super::network::Network;
+use super::resolve;
 use crate::{Error, Result};
 
 /// Problems shown of one file; a wrong base gives hundreds.
 const MOST_PROBLEMS: usize = 8;
 
-/// The pair of one projection.
-#[derive(Debug)]
-pub struct LoraModule {
-    /// A, `[rank, in]`, in the file's dtype.
-    pub a: Tensor,
-    /// B, `[out, rank]`, in the file's dtype.
-    pub b: Tensor,
-    /// `alpha / rank` (rsLoRA: `alpha / √rank`); 1 where the file says no alpha.
-    pub scale: f64,
-    /// Whether the file says an alpha.
-    pub has_alpha: bool,
-}
-
-impl LoraModule {
-    /// The rank.
-    pub fn rank(&self) -> i64 {
-        self.a.size()[0]
-    }
-}
-
 /// Tensors of a file that we do not apply, of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unsupported {
-    /// What they belong to, in words: the text encoder, convolutions, ..
+    /// What they are, in words: LoHa, LoKr, layers of another network, ..
     pub what: &'static str,
     /// Their keys.
     pub keys: Vec<String>,
@@ -50,13 +32,13 @@ pub struct LoraFile {
     pub path: PathBuf,
     /// How its keys are spelled; usually one.
     pub layouts: BTreeSet<Layout>,
-    /// The attention projections it changes, by diffusers path.
+    /// The layers it changes, by their whole names, e.g. `unet.mid_block.attentions.0.proj_in` (see [`Lora`]).
     pub modules: BTreeMap<String, LoraModule>,
     /// What else it holds.
     pub unsupported: Vec<Unsupported>,
 }
 
-/// A file's tensors of one projection, with their keys.
+/// A file's tensors of one layer, with their keys.
 #[derive(Default)]
 struct Found {
     a: Option<(String, Tensor)>,
@@ -70,7 +52,7 @@ impl LoraFile {
     ///
     /// Errors: [`Error::Adapter`] naming missing partners, shapes that do not go together, the same tensor in two
     /// spellings, numbers that are no floats; [`Error::Config`] for metadata that is malformed or asks for a kind of
-    /// LoRA we do not have. What is merely unsupported is no error here, but in [`Self::into_adapter`].
+    /// LoRA we do not have. What is merely unsupported is no error here, but in [`Self::into_lora`].
     pub fn open(path: &Path) -> Result<Self> {
         Self::open_counting(path, LAYERS_PER_BLOCK)
     }
@@ -97,7 +79,7 @@ impl LoraFile {
         }
     }
 
-    /// Sorts a file's tensors by projection.
+    /// Sorts a file's tensors by layer.
     fn collect(
         &mut self,
         file: &WeightFile,
@@ -108,7 +90,7 @@ impl LoraFile {
         let twice = |key: &str, first: &str| format!("`{key}`: the same tensor as `{first}` in another spelling");
         for key in file.names() {
             let (module, part, layout) = match keys::parse(key, layers_per_block) {
-                Ok(Parsed::Projection { module, part, layout }) => (module, part, layout),
+                Ok(Parsed::Layer { module, part, layout }) => (module, part, layout),
                 Ok(Parsed::Unsupported(what)) => {
                     self.note_unsupported(what, key);
                     continue;
@@ -150,37 +132,38 @@ impl LoraFile {
         }
     }
 
-    /// The adapter, f32 on the CPU without gradient. `ignore_unsupported` leaves out what we do not apply.
+    /// The layers' pairs. `ignore_unsupported` leaves out what we do not apply.
     ///
     /// Errors: [`Error::Adapter`] naming what is not applied (unless ignored), or that nothing is left.
-    pub fn into_adapter(self, ignore_unsupported: bool) -> Result<Adapter> {
+    pub fn into_lora(self, ignore_unsupported: bool) -> Result<Lora> {
         let mut problems = Vec::new();
         if !ignore_unsupported {
             problems.extend(self.unsupported.iter().map(Unsupported::describe));
         } else if self.modules.is_empty() {
-            problems.push("expected attention projections of the U-Net, found none".to_owned());
+            problems.push("expected low-rank pairs of Stable Diffusion's layers, found none".to_owned());
         }
-        if !problems.is_empty() {
-            return Err(refuse(&self.path, problems));
+        match problems.is_empty() {
+            true => Ok(Lora { modules: self.modules }),
+            false => Err(refuse(&self.path, problems)),
         }
-        let float = |tensor: Tensor| tensor.f_to_kind(Kind::Float);
-        let delta = |(path, module): (String, LoraModule)| {
-            Ok((path, Delta::LowRank { a: float(module.a)?, b: float(module.b)?, scale: module.scale }))
-        };
-        Ok(Adapter { deltas: self.modules.into_iter().map(delta).collect::<Result<_>>()? })
     }
 
     /// The family of base models whose text embeddings the cross attention reads, by their width; `None` where no such
     /// projection is changed or the width is none of theirs.
     pub fn family(&self) -> Option<&'static str> {
-        let reads = |path: &str| path.ends_with("attn2.to_k") || path.ends_with("attn2.to_v");
-        let module = self.modules.iter().find(|(path, _)| reads(path))?.1;
-        match module.a.size()[1] {
-            768 => Some("Stable Diffusion 1.x"),
-            1024 => Some("Stable Diffusion 2.x"),
-            2048 => Some("SDXL"),
-            _ => None,
-        }
+        family(&self.modules)
+    }
+}
+
+/// As [`LoraFile::family`].
+pub(super) fn family(modules: &BTreeMap<String, LoraModule>) -> Option<&'static str> {
+    let reads = |path: &str| path.ends_with("attn2.to_k") || path.ends_with("attn2.to_v");
+    let module = modules.iter().find(|(path, _)| reads(path))?.1;
+    match module.a.size()[1] {
+        768 => Some("Stable Diffusion 1.x"),
+        1024 => Some("Stable Diffusion 2.x"),
+        2048 => Some("SDXL"),
+        _ => None,
     }
 }
 
@@ -190,7 +173,8 @@ impl Unsupported {
         let (count, first) = (self.keys.len(), self.keys.first().map_or("", String::as_str));
         let which = if count == 1 { format!("`{first}`") } else { format!("{count} tensors such as `{first}`") };
         format!(
-            "{which}: adapters of {} are not supported; `seedpo adapter convert --ignore-unsupported` makes a file without them",
+            "{which}: {} cannot be applied; merge the file into its model with the tool that made it, or leave them out with \
+             `seedpo adapter convert --ignore-unsupported`",
             self.what
         )
     }
@@ -213,19 +197,11 @@ fn alpha(tensor: &Tensor) -> std::result::Result<f64, String> {
         .ok_or_else(|| format!("expected one finite number, found shape {:?}", tensor.size()))
 }
 
-/// A matrix; a 1×1 convolution's is one too.
-fn matrix(tensor: Tensor) -> Tensor {
-    match tensor.size()[..] {
-        [rows, columns, 1, 1] => tensor.reshape([rows, columns]),
-        _ => tensor,
-    }
-}
-
-/// One projection's pair, or what is wrong with it.
-fn pair(module: &str, found: Found, metadata: &Metadata) -> std::result::Result<LoraModule, String> {
-    let partner = |key: &str, half: &str| format!("`{key}`: its partner, the `lora_{half}` of {module}, is missing");
+/// One layer's pair, or what is wrong with it.
+fn pair(name: &str, found: Found, metadata: &Metadatas) -> std::result::Result<LoraModule, String> {
+    let partner = |key: &str, half: &str| format!("`{key}`: its partner, the `lora_{half}` of {name}, is missing");
     let (a_key, a, b_key, b) = match (found.a, found.b) {
-        (Some((a_key, a)), Some((b_key, b))) => (a_key, matrix(a), b_key, matrix(b)),
+        (Some((a_key, a)), Some((b_key, b))) => (a_key, a, b_key, b),
         (Some((key, _)), None) => return Err(partner(&key, "B")),
         (None, Some((key, _))) => return Err(partner(&key, "A")),
         (None, None) => return Err(partner(&found.alpha.map_or_else(String::new, |(key, _)| key), "A")),
@@ -236,30 +212,41 @@ fn pair(module: &str, found: Found, metadata: &Metadata) -> std::result::Result<
         }
     }
     let rank = match a.size()[..] {
-        [rank, inputs] if rank > 0 && inputs > 0 => rank,
-        _ => return Err(format!("`{a_key}`: expected shape [rank, in], found {:?}", a.size())),
+        [rank, ..] if matches!(a.dim(), 2 | 4) && a.numel() > 0 => rank,
+        _ => return Err(format!("`{a_key}`: expected shape [rank, in] or [rank, in, k, k], found {:?}", a.size())),
     };
-    if b.dim() != 2 || b.size()[1] != rank {
-        return Err(format!("`{b_key}`: expected shape [out, {rank}], found {:?}", b.size()));
+    if !matches!(b.size()[..], [_, r] | [_, r, 1, 1] if r == rank) {
+        return Err(format!("`{b_key}`: expected shape [out, {rank}] or [out, {rank}, 1, 1], found {:?}", b.size()));
     }
-    if let Some(said) = metadata.rank(module).filter(|&said| said != rank) {
+    let network_and_path = Network::split(name);
+    let (metadata, path) =
+        network_and_path.map_or((&metadata[0], name), |(network, path)| (&metadata[network as usize], path));
+    if let Some(said) = metadata.rank(path).filter(|&said| said != rank) {
         return Err(format!("`{a_key}`: expected rank {said} as the metadata says, found {rank}"));
     }
     let (scale, has_alpha) = match &found.alpha {
         Some((_, alpha)) => (alpha / rank as f64, true),
-        None => (metadata.scale(module, rank), metadata.has_alpha(module)),
+        None => (metadata.scale(path, rank), metadata.has_alpha(path)),
     };
     Ok(LoraModule { a, b, scale, has_alpha })
 }
 
-fn read_metadata(file: &WeightFile) -> Result<Metadata> {
+/// What is said of each network's adapter, in the order of [`Network::ALL`].
+type Metadatas = [Metadata; Network::ALL.len()];
+
+fn read_metadata(file: &WeightFile) -> Result<Metadatas> {
     if let Some(text) = file.metadata().get(metadata::KEY) {
-        return Metadata::parse(file.path(), text, "unet.");
+        let [unet, first, second] =
+            Network::ALL.map(|network| Metadata::parse(file.path(), text, &format!("{}.", network.prefix())));
+        return Ok([unet?, first?, second?]);
     }
     let beside = file.path().with_file_name("adapter_config.json");
     let is_peft = file.names().any(|name| name.starts_with("base_model.model."));
     match is_peft && beside.is_file() {
-        true => Metadata::parse(&beside, &read_text(&beside)?, ""),
-        false => Ok(Metadata::default()),
+        true => {
+            let metadata = Metadata::parse(&beside, &read_text(&beside)?, "")?;
+            Ok([metadata.clone(), metadata.clone(), metadata])
+        }
+        false => Ok(Metadatas::default()),
     }
 }

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 pub(super) const KEY: &str = "lora_adapter_metadata";
 
 /// The part of peft's `LoraConfig` that the result depends on.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Metadata {
     rank: Option<i64>,
     alpha: Option<f64>,
@@ -21,7 +21,7 @@ pub(super) struct Metadata {
 }
 
 impl Metadata {
-    /// From JSON whose keys carry `prefix` (`unet.` in diffusers' files, none in peft's). Errors name `path` and key.
+    /// From JSON whose keys carry `prefix` (`unet.` and the like in diffusers' files, none in peft's). Errors name `path` and key.
     pub fn parse(path: &Path, text: &str, prefix: &str) -> Result<Self> {
         let wrong = |key: &str, expected: &str, found: &Value| Error::Config {
             path: path.to_path_buf(),
@@ -42,6 +42,7 @@ impl Metadata {
             let entries = value.as_object().ok_or_else(|| wrong(key, "an object", value))?;
             let entry = |(name, v): (&String, &Value)| {
                 let name = name.strip_prefix('^').unwrap_or(name);
+                let name = name.strip_prefix("text_model.").unwrap_or(name);
                 // peft takes these as regular expressions; the ones it writes itself are plain paths.
                 let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '.' || c == '_');
                 let number = v.as_f64().filter(|_| plain);
@@ -91,27 +92,36 @@ fn lookup(pattern: &[(String, f64)], path: &str) -> Option<f64> {
 
 /// The JSON that makes diffusers rebuild the same LoRA: every field that its loader asks for.
 ///
-/// `modules`: (path, rank, alpha) of every projection.
-pub(super) fn to_json(modules: &[(&str, i64, f64)]) -> String {
+/// `networks`: for each that is changed, its name and (path as written, rank, alpha) of every layer.
+pub(super) fn to_json(networks: &[(&str, Vec<(String, i64, f64)>)]) -> String {
+    let mut all = Map::new();
+    for (prefix, modules) in networks {
+        let fields = fields(modules).into_iter().map(|(key, value)| (format!("{prefix}.{key}"), value));
+        all.extend(fields);
+    }
+    Value::Object(all).to_string()
+}
+
+/// What peft's `LoraConfig` has of one network.
+fn fields(modules: &[(String, i64, f64)]) -> [(&'static str, Value); 9] {
     let rank = most_common(modules.iter().map(|&(_, rank, _)| rank as f64)) as i64;
     let alpha = most_common(modules.iter().map(|&(.., alpha)| alpha));
     let rank_pattern: Map<String, Value> =
-        modules.iter().filter(|(_, r, _)| *r != rank).map(|&(path, r, _)| (path.to_owned(), json!(r))).collect();
+        modules.iter().filter(|(_, r, _)| *r != rank).map(|(path, r, _)| (path.clone(), json!(r))).collect();
     let alpha_pattern: Map<String, Value> =
-        modules.iter().filter(|(.., a)| *a != alpha).map(|&(path, _, a)| (path.to_owned(), number(a))).collect();
-    let paths: Vec<&str> = modules.iter().map(|(path, ..)| *path).collect();
-    let fields = json!({
-        "unet.alpha_pattern": alpha_pattern,
-        "unet.bias": "none",
-        "unet.lora_alpha": number(alpha),
-        "unet.lora_bias": false,
-        "unet.r": rank,
-        "unet.rank_pattern": rank_pattern,
-        "unet.target_modules": paths,
-        "unet.use_dora": false,
-        "unet.use_rslora": false,
-    });
-    fields.to_string()
+        modules.iter().filter(|(.., a)| *a != alpha).map(|(path, _, a)| (path.clone(), number(*a))).collect();
+    let paths: Vec<&String> = modules.iter().map(|(path, ..)| path).collect();
+    [
+        ("alpha_pattern", alpha_pattern.into()),
+        ("bias", "none".into()),
+        ("lora_alpha", number(alpha)),
+        ("lora_bias", false.into()),
+        ("r", rank.into()),
+        ("rank_pattern", rank_pattern.into()),
+        ("target_modules", json!(paths)),
+        ("use_dora", false.into()),
+        ("use_rslora", false.into()),
+    ]
 }
 
 /// A whole alpha as an integer, as peft writes it.

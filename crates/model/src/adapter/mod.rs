@@ -1,20 +1,26 @@
 //! Adapters: what a policy adds to a frozen base, keyed by module path.
 //!
 //! A base is shared and immutable; a policy is a base plus an [`Adapter`], a reference policy the same base with
-//! another adapter or none. Files: [`Adapter::load`], [`Adapter::save`].
+//! another adapter or none. Files: [`Adapter::load`], [`Adapter::save`]. An adapter changes layers of the U-Net's
+//! transformers; a [`Lora`] is a whole file, which may change text encoders and convolutions too, and is merged into
+//! a model's weights ([`crate::DiffusionModel::merged`]).
 
 mod combine;
 mod file;
 mod inspect;
 mod keys;
+mod kohya;
+mod lora;
 mod lora_file;
 mod metadata;
+mod network;
+mod targets;
 
 use std::collections::BTreeMap;
 
 use seedpo_tensor::{Init, Params};
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use crate::unet::UNet2DConditionModel;
 use crate::{Error, Result};
@@ -22,9 +28,12 @@ use crate::{Error, Result};
 pub use file::{FILE_NAME, KOHYA_FILE_NAME, resolve};
 pub use inspect::{BlockSummary, LoraSummary};
 pub use keys::{Layout, canonical_key};
-pub use lora_file::{LoraFile, LoraModule, Unsupported};
+pub use lora::{Lora, LoraModule};
+pub use lora_file::{LoraFile, Unsupported};
+pub use network::Network;
 
-/// What an adapter does to one projection (a linear layer `[out, in]` of an attention).
+/// What an adapter does to one layer `[out, in]` of a transformer. Those of a 1×1 convolution (`proj_in` and `proj_out`
+/// of Stable Diffusion 1.x) have two more axes of size 1, as peft's have.
 #[derive(Debug)]
 pub enum Delta {
     /// LoRA: `y = W x + scale * B (A x)`, the low-rank part in float32 whatever the base's dtype.
@@ -59,7 +68,9 @@ pub struct LoraConfig {
     pub rank: i64,
     /// The delta is scaled by `alpha / rank`.
     pub alpha: f64,
-    /// Which projections: a path, or its last parts (`to_q`, `attn2.to_k`), as peft's `target_modules`.
+    /// Which layers: a path, or its last parts (`to_q`, `attn2.to_k`, `ff.net.2`), as peft's `target_modules`; or
+    /// `attention` (`to_q`, `to_k`, `to_v`, `to_out.0`) and `all-linear` (these, `ff.net.0.proj`, `ff.net.2`, `proj_in`
+    /// and `proj_out`: every linear layer of the U-Net's transformers).
     pub targets: Vec<String>,
     /// How A is drawn.
     pub init: LoraInit,
@@ -68,12 +79,12 @@ pub struct LoraConfig {
 impl Default for LoraConfig {
     /// Rank and alpha 4 on q, k, v and out of every attention, Gaussian: SPO's and D3PO's settings.
     fn default() -> Self {
-        let targets = ["to_q", "to_k", "to_v", "to_out.0"].map(str::to_owned).to_vec();
+        let targets = targets::ATTENTION.map(str::to_owned).to_vec();
         Self { rank: 4, alpha: 4.0, targets, init: LoraInit::default() }
     }
 }
 
-/// A set of [`Delta`]s over one base network, keyed by the projection's diffusers path without the `unet.` prefix,
+/// A set of [`Delta`]s over one base network, keyed by the layer's diffusers path without the `unet.` prefix,
 /// e.g. `mid_block.attentions.0.transformer_blocks.0.attn1.to_q`.
 #[derive(Debug)]
 pub struct Adapter {
@@ -83,20 +94,14 @@ pub struct Adapter {
 impl Adapter {
     /// A fresh LoRA for `unet`, f32 on its device, requiring gradients. Every A is a function of `seed` and its path.
     ///
-    /// Errors: [`Error::Argument`] for a rank below 1 or above a projection's width, an alpha that is not a finite
-    /// number, or a target that no projection matches.
+    /// Errors: [`Error::Argument`] for a rank below 1 or above a layer's width, an alpha that is not a finite
+    /// number, or a target that no layer matches.
     pub fn lora(unet: &UNet2DConditionModel, config: &LoraConfig, seed: u64) -> Result<Self> {
         check(config)?;
         let params = Params::init(seed, unet.device());
-        let mut unmatched: Vec<&String> = config.targets.iter().collect();
         let mut deltas = BTreeMap::new();
-        for projection in unet.projections() {
+        for projection in targets::select(unet.projections(), &config.targets)? {
             let path = &projection.path;
-            let matches = |target: &String| path == target || path.ends_with(&format!(".{target}"));
-            if !config.targets.iter().any(matches) {
-                continue;
-            }
-            unmatched.retain(|target| !matches(target));
             let (inputs, outputs) = (projection.in_features, projection.out_features);
             if config.rank > inputs.min(outputs) {
                 let expected = format!("at most {}, the width of `{path}`", inputs.min(outputs));
@@ -107,26 +112,20 @@ impl Adapter {
                 LoraInit::KaimingUniform => Init::Uniform(1.0 / (inputs as f64).sqrt()),
             };
             let at = params.root().sub(path);
-            let a = at.get("lora_A.weight", &[config.rank, inputs], init).set_requires_grad(true);
-            let b = at.get("lora_B.weight", &[outputs, config.rank], Init::Zeros).set_requires_grad(true);
+            let new = |name, shape: Vec<i64>, init| at.get(name, &shape, init).set_requires_grad(true);
+            let a = new("lora_A.weight", projection.shape(config.rank, inputs), init);
+            let b = new("lora_B.weight", projection.shape(outputs, config.rank), Init::Zeros);
             deltas.insert(path.clone(), Delta::LowRank { a, b, scale: config.alpha / config.rank as f64 });
         }
-        match unmatched.first() {
-            None => Ok(Self { deltas }),
-            Some(target) => {
-                let paths = unet.projections().iter().map(|p| p.path.as_str()).take(4).collect::<Vec<_>>();
-                let expected = format!("the end of an attention projection's path, such as {}, ...", paths.join(", "));
-                Err(argument("LoRA target", expected, target))
-            }
-        }
+        Ok(Self { deltas })
     }
 
-    /// The change to the projection at `path` (no `unet.` prefix), or `None` where the base is used as it is.
+    /// The change to the layer at `path` (no `unet.` prefix), or `None` where the base is used as it is.
     pub fn delta(&self, path: &str) -> Option<&Delta> {
         self.deltas.get(path)
     }
 
-    /// Whether the change to the projection at `path` is one that gradients are wanted for.
+    /// Whether the change to the layer at `path` is one that gradients are wanted for.
     pub(crate) fn trains(&self, path: &str) -> bool {
         match self.delta(path) {
             None => false,
@@ -135,7 +134,7 @@ impl Adapter {
         }
     }
 
-    /// The paths of the projections that are changed, sorted.
+    /// The paths of the layers that are changed, sorted.
     pub fn paths(&self) -> impl Iterator<Item = &str> {
         self.deltas.keys().map(String::as_str)
     }
@@ -151,14 +150,25 @@ impl Adapter {
             let weight = unet.weight(path)?;
             let merged = match delta {
                 Delta::Weight(w) => w.shallow_clone(),
-                Delta::LowRank { a, b, scale } => {
-                    let change = b.f_mm(a)? * *scale;
-                    weight.to_kind(Kind::Float).f_add(&change.to_device(weight.device()))?.to_kind(weight.kind())
-                }
+                Delta::LowRank { a, b, scale } => lora::merged_weight(weight, a, b, *scale)?,
             };
             deltas.insert(path.clone(), Delta::Weight(merged));
         }
         Ok(Self { deltas })
+    }
+
+    /// What its file holds; shares the tensors.
+    ///
+    /// Errors: [`Error::Argument`] for an adapter that holds merged weights.
+    pub fn to_lora(&self) -> Result<Lora> {
+        let module = |(path, delta): (&String, &Delta)| match delta {
+            Delta::LowRank { a, b, scale } => {
+                let (a, b) = (a.detach(), b.detach());
+                Ok((format!("unet.{path}"), LoraModule { a, b, scale: *scale, has_alpha: true }))
+            }
+            Delta::Weight(_) => Err(argument(&format!("adapter at `{path}`"), "a low-rank pair", "a merged weight")),
+        };
+        Ok(Lora { modules: self.deltas.iter().map(module).collect::<Result<_>>()? })
     }
 
     /// Every tensor under the key it has in the adapter file (`unet.<path>.lora_A.weight`, `...lora_B.weight`; a whole

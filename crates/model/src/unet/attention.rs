@@ -8,22 +8,51 @@ use super::Projection;
 use crate::adapter::Adapter;
 use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, add, attention};
 
-/// One attention projection: a linear layer that an adapter may change.
+/// A linear layer, or a 1×1 convolution, which on tokens is the same thing.
+#[derive(Debug)]
+enum Layer {
+    Linear(Linear),
+    Conv(Conv2d),
+}
+
+/// A layer that an adapter may change.
 #[derive(Debug)]
 struct Adaptable {
-    linear: Linear,
+    layer: Layer,
     path: String,
 }
 
 impl Adaptable {
     fn new(p: &ParamPath<'_>, inputs: i64, outputs: i64, bias: bool, list: &mut Vec<Projection>) -> Self {
-        let path = p.name().to_owned();
-        list.push(Projection { path: path.clone(), in_features: inputs, out_features: outputs });
-        Self { linear: Linear::new(p, inputs, outputs, bias), path }
+        Self::listed(p, Layer::Linear(Linear::new(p, inputs, outputs, bias)), [inputs, outputs], list)
     }
 
+    /// The projection into or out of a transformer: by config a 1×1 convolution, or a linear layer (SD 2.x, SDXL).
+    fn projection(p: &ParamPath<'_>, width: i64, linear: bool, list: &mut Vec<Projection>) -> Self {
+        let layer = match linear {
+            true => Layer::Linear(Linear::new(p, width, width, true)),
+            false => Layer::Conv(Conv2d::same(p, width, width, 1)),
+        };
+        Self::listed(p, layer, [width; 2], list)
+    }
+
+    fn listed(
+        p: &ParamPath<'_>,
+        layer: Layer,
+        [in_features, out_features]: [i64; 2],
+        list: &mut Vec<Projection>,
+    ) -> Self {
+        let (path, conv) = (p.name().to_owned(), matches!(layer, Layer::Conv(_)));
+        list.push(Projection { path: path.clone(), in_features, out_features, conv });
+        Self { layer, path }
+    }
+
+    /// `x` `[B, N, C]`.
     fn forward(&self, x: &Tensor, adapter: Option<&Adapter>) -> Tensor {
-        self.linear.forward_adapted(x, &self.path, adapter)
+        match &self.layer {
+            Layer::Linear(linear) => linear.forward_adapted(x, &self.path, adapter),
+            Layer::Conv(conv) => conv.forward_channels(x, &self.path, adapter),
+        }
     }
 }
 
@@ -59,21 +88,21 @@ impl Attention {
 /// Gated GELU feed-forward, width × 4.
 #[derive(Debug)]
 struct FeedForward {
-    proj: Linear,
-    out: Linear,
+    proj: Adaptable,
+    out: Adaptable,
 }
 
 impl FeedForward {
-    fn new(p: &ParamPath<'_>, width: i64) -> Self {
+    fn new(p: &ParamPath<'_>, width: i64, list: &mut Vec<Projection>) -> Self {
         Self {
-            proj: Linear::new(&p.sub("net.0.proj"), width, 8 * width, true),
-            out: Linear::new(&p.sub("net.2"), 4 * width, width, true),
+            proj: Adaptable::new(&p.sub("net.0.proj"), width, 8 * width, true, list),
+            out: Adaptable::new(&p.sub("net.2"), 4 * width, width, true, list),
         }
     }
 
-    fn forward(&self, x: &Tensor) -> Tensor {
-        let parts = self.proj.forward(x).chunk(2, -1);
-        self.out.forward(&(&parts[0] * parts[1].gelu("none")))
+    fn forward(&self, x: &Tensor, adapter: Option<&Adapter>) -> Tensor {
+        let parts = self.proj.forward(x, adapter).chunk(2, -1);
+        self.out.forward(&(&parts[0] * parts[1].gelu("none")), adapter)
     }
 }
 
@@ -108,7 +137,7 @@ impl TransformerBlock {
             norm2: LayerNorm::new(&p.sub("norm2"), width, 1e-5),
             attn2: Attention::new(&p.sub("attn2"), width, o.cross_attention_dim, o.heads, list),
             norm3: LayerNorm::new(&p.sub("norm3"), width, 1e-5),
-            ff: FeedForward::new(&p.sub("ff"), width),
+            ff: FeedForward::new(&p.sub("ff"), width, list),
             only_cross_attention: o.only_cross_attention,
         }
     }
@@ -118,33 +147,7 @@ impl TransformerBlock {
         let first_context = if self.only_cross_attention { context } else { &h };
         let x = add(self.attn1.forward(&h, first_context, adapter), x);
         let x = add(self.attn2.forward(&self.norm2.forward(&x), context, adapter), &x);
-        add(self.ff.forward(&self.norm3.forward(&x)), &x)
-    }
-}
-
-/// The projection into and out of a transformer: by config a 1×1 convolution, or a linear layer (SD 2.x). On tokens
-/// they are the same thing.
-#[derive(Debug)]
-enum Project {
-    Conv(Conv2d),
-    Linear(Linear),
-}
-
-impl Project {
-    fn new(p: &ParamPath<'_>, width: i64, linear: bool) -> Self {
-        if linear {
-            Self::Linear(Linear::new(p, width, width, true))
-        } else {
-            Self::Conv(Conv2d::same(p, width, width, 1))
-        }
-    }
-
-    /// `tokens` `[B, N, C]`.
-    fn forward(&self, tokens: &Tensor) -> Tensor {
-        match self {
-            Self::Conv(conv) => conv.forward_channels(tokens),
-            Self::Linear(linear) => linear.forward(tokens),
-        }
+        add(self.ff.forward(&self.norm3.forward(&x), adapter), &x)
     }
 }
 
@@ -152,9 +155,9 @@ impl Project {
 #[derive(Debug)]
 pub(super) struct Transformer {
     norm: GroupNorm,
-    proj_in: Project,
+    proj_in: Adaptable,
     blocks: Vec<TransformerBlock>,
-    proj_out: Project,
+    proj_out: Adaptable,
 }
 
 impl Transformer {
@@ -162,9 +165,9 @@ impl Transformer {
         let block = |i: i64| p.sub(format!("transformer_blocks.{i}"));
         Self {
             norm: GroupNorm::new(&p.sub("norm"), o.groups, channels, 1e-6),
-            proj_in: Project::new(&p.sub("proj_in"), channels, o.linear_projection),
+            proj_in: Adaptable::projection(&p.sub("proj_in"), channels, o.linear_projection, list),
             blocks: (0..o.layers).map(|i| TransformerBlock::new(&block(i), channels, o, list)).collect(),
-            proj_out: Project::new(&p.sub("proj_out"), channels, o.linear_projection),
+            proj_out: Adaptable::projection(&p.sub("proj_out"), channels, o.linear_projection, list),
         }
     }
 
@@ -172,11 +175,11 @@ impl Transformer {
     pub fn forward(&self, x: &Tensor, context: &Tensor, adapter: Option<&Adapter>) -> Tensor {
         let (batch, channels, height, width) = x.size4().unwrap_or_default();
         let tokens = self.norm.forward(x).permute([0, 2, 3, 1]).reshape([batch, height * width, channels]);
-        let mut h = self.proj_in.forward(&tokens);
+        let mut h = self.proj_in.forward(&tokens, adapter);
         for block in &self.blocks {
             h = block.forward(&h, context, adapter);
         }
-        let h = self.proj_out.forward(&h).view([batch, height, width, channels]).permute([0, 3, 1, 2]);
+        let h = self.proj_out.forward(&h, adapter).view([batch, height, width, channels]).permute([0, 3, 1, 2]);
         add(h.contiguous(), x)
     }
 }

@@ -20,7 +20,8 @@ use stages::{Inputs, Stage, walk};
 pub use time::AddedConditioning;
 use time::TimeEmbedding;
 
-/// An attention projection (a linear layer `[out_features, in_features]`) that an adapter may change.
+/// A layer of a transformer that an adapter may change: an attention projection, a feed-forward layer, `proj_in` or
+/// `proj_out`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Projection {
     /// The diffusers module path, e.g. `mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0`.
@@ -29,6 +30,16 @@ pub struct Projection {
     pub in_features: i64,
     /// Width of the output.
     pub out_features: i64,
+    /// Whether it is a 1×1 convolution: its weight, A and B have two more axes of size 1.
+    pub conv: bool,
+}
+
+impl Projection {
+    /// The shape of a weight of it from `inputs` to `outputs`.
+    pub fn shape(&self, outputs: i64, inputs: i64) -> Vec<i64> {
+        let ones: &[i64] = if self.conv { &[1, 1] } else { &[] };
+        [&[outputs, inputs], ones].concat()
+    }
 }
 
 /// The noise-predicting network. Equal to diffusers' `UNet2DConditionModel` for every configuration that
@@ -82,7 +93,7 @@ impl UNet2DConditionModel {
         &self.parameters
     }
 
-    /// Every attention projection, in the order of construction (down, mid, up).
+    /// Every layer that an adapter may change while the network runs, in the order of construction (down, mid, up).
     pub fn projections(&self) -> &[Projection] {
         &self.projections
     }

@@ -24,7 +24,7 @@ pub struct Args {
     #[arg(long, value_name = "LAYOUT")]
     to: To,
 
-    /// Leave out what seedpo does not apply (text encoder, convolutions, feed-forward layers), and say what that was.
+    /// Leave out what seedpo does not apply (LoHa, LoKr, layers of other architectures), and say what that was.
     #[arg(long)]
     ignore_unsupported: bool,
 }
@@ -44,12 +44,12 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
             context.note(&format!("left out: {} tensor(s) of {}", kind.keys.len(), kind.what));
         }
     }
-    let adapter = lora.into_adapter(args.ignore_unsupported)?;
+    let lora = lora.into_lora(args.ignore_unsupported)?;
     match args.to {
-        To::Diffusers => adapter.save(&args.out)?,
-        To::Kohya => adapter.save_kohya(&args.out)?,
+        To::Diffusers => lora.save(&args.out)?,
+        To::Kohya => lora.save_kohya(&args.out)?,
     }
-    let (count, out) = (adapter.paths().count(), args.out.display());
-    output::print(&format!("{out}: {count} projections, {} layout\n", format!("{:?}", args.to).to_lowercase()))?;
+    let (count, out) = (lora.names().count(), args.out.display());
+    output::print(&format!("{out}: {count} layers, {} layout\n", format!("{:?}", args.to).to_lowercase()))?;
     Ok(Outcome::Done)
 }

@@ -31,21 +31,21 @@ fn describe(lora: &LoraFile, summary: &LoraSummary) -> Result<String> {
     let mut line = |name: &str, value: String| writeln!(text, "  {name:<12} {value}");
     line("layout", lora.layouts.iter().map(|layout| layout.name()).collect::<Vec<_>>().join(" and "))?;
     line("made for", lora.family().unwrap_or("no family known by its shapes").to_owned())?;
-    line("projections", format!("{}: {}", lora.modules.len(), counts(&summary.targets)))?;
+    line("layers", format!("{}: {}", lora.modules.len(), counts(&summary.targets)))?;
     line("rank", counts(&summary.ranks))?;
     line("alpha", counts(&summary.alphas))?;
     line("numbers", format!("{} ({})", summary.parameters, counts(&summary.kinds)))?;
     line("not finite", if summary.not_finite.is_empty() { "none".into() } else { summary.not_finite.join(", ") })?;
     if summary.without_effect > 0 {
-        line("no effect", format!("{} projections, whose change is 0", summary.without_effect))?;
+        line("no effect", format!("{} layers, whose change is 0", summary.without_effect))?;
     }
     for kind in &lora.unsupported {
         line("not applied", format!("{} tensor(s) of {}", kind.keys.len(), kind.what))?;
     }
-    writeln!(text, "  Frobenius norm of the change, by block (all its projections; the largest one):")?;
+    writeln!(text, "  Frobenius norm of the change, by block (all its layers; the largest one):")?;
     for (name, block) in &summary.blocks {
         let (count, norm, largest) = (block.modules, block.norm, block.largest);
-        writeln!(text, "    {name:<14} {count:>4} projections  {norm:>10.4}  {largest:>10.4}")?;
+        writeln!(text, "    {name:<14} {count:>4} layers  {norm:>10.4}  {largest:>10.4}")?;
     }
     Ok(text)
 }

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use seedpo_model::{Adapter, DiffusionModel, LoadOptions};
+use seedpo_model::{DiffusionModel, LoadOptions, Lora};
 use seedpo_tensor::Kind;
 
-use crate::commands::sample::{Weighted, load_adapter};
+use crate::commands::sample::{Weighted, load_lora};
 use crate::context::Context;
 use crate::failure::Outcome;
 use crate::{models, output};
@@ -33,8 +33,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     let adapters: Vec<Weighted> = args.adapters.iter().map(|text| Weighted::parse(text)).collect();
     match &args.model {
         None => {
-            let load = |adapter: &Weighted| Ok((super::open(&adapter.path)?.into_adapter(false)?, adapter.weight));
-            let merged = Adapter::combined(&adapters.iter().map(load).collect::<Result<Vec<_>>>()?)?;
+            let load = |adapter: &Weighted| Ok((super::open(&adapter.path)?.into_lora(false)?, adapter.weight));
+            let merged = Lora::combined(&adapters.iter().map(load).collect::<Result<Vec<_>>>()?)?;
             merged.save(&args.out)?;
         }
         Some(model) => merge_into(model, &adapters, &args.out, context)?,
@@ -49,8 +49,8 @@ fn merge_into(model: &Path, adapters: &[Weighted], out: &Path, context: &Context
     let kind = options.kind;
     let options = LoadOptions { kind: Kind::Float, vae_kind: Kind::Float, ..options };
     let model = DiffusionModel::load(&models::find(Some(model), context)?, &options)?;
-    let load = |adapter: &Weighted| Ok((load_adapter(&adapter.path, &model)?, adapter.weight));
-    let combined = Adapter::combined(&adapters.iter().map(load).collect::<Result<Vec<_>>>()?)?;
+    let load = |adapter: &Weighted| Ok((load_lora(&adapter.path, &model)?, adapter.weight));
+    let combined = Lora::combined(&adapters.iter().map(load).collect::<Result<Vec<_>>>()?)?;
     let merged = model.merged(&combined)?;
     // A folder that appears whole or not at all.
     let name = out.file_name().with_context(|| format!("{}: expected the name of a folder", out.display()))?;

@@ -21,8 +21,8 @@ Examples:
   seedpo adapter merge --model path/to/sd15 runs/see-spo:0.8 merged a model folder with the adapter in its weights
   seedpo adapter merge ink.safetensors:0.5 runs/see-spo both.safetensors    two adapters as one, exactly
 
-Read are LoRAs of the U-Net's attention projections in the layouts of diffusers (old and new), peft and kohya, as
-.safetensors or .bin. What else a file holds (text encoder, convolutions, feed-forward layers) is refused by name.";
+Read are LoRAs of the U-Net (linear layers and convolutions) and the text encoders in the layouts of diffusers (old and
+new), peft and kohya, as .safetensors or .bin. DoRA, LoHa, LoKr and other architectures' layers are refused by name.";
 
 /// Look into LoRA files, convert them between tools, merge them.
 #[derive(clap::Args, Debug)]

@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use seedpo_judge::JudgeSpec;
+use seedpo_model::adapter::resolve;
 use seedpo_model::{Adapter, ClipTextModel, DiffusionModel, Policy};
 use seedpo_rollout::{Ddim, GuidedPolicy, Sampler, SamplerKind};
 use seedpo_tensor::{Kind, Tensor, tch};
@@ -19,11 +20,24 @@ fn results<const N: usize>(named: [(&str, Tensor); N]) -> Results {
     named.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect()
 }
 
-/// The adapter that a setting names, if it names one.
+/// The adapter of a policy that a setting names, if it names one.
 pub fn adapter(case: &Case, settings: &CaseSettings, key: &str, model: &DiffusionModel) -> Result<Option<Adapter>> {
     let Some(written) = settings.text(key)? else { return Ok(None) };
-    let load = || crate::commands::sample::load_adapter(&case.path(written), model);
-    Ok(Some(load().with_context(|| format!("setting `{key}`"))?))
+    let path = resolve(&case.path(written));
+    ensure!(path.is_file(), "setting `{key}`: adapter {}: no such file", path.display());
+    Ok(Some(Adapter::load(&path, &model.unet).with_context(|| format!("setting `{key}`"))?))
+}
+
+/// The model with the adapter that the settings name: beside the U-Net where it can run so, else in the weights.
+fn adapted(case: &Case, settings: &CaseSettings, session: &Session) -> Result<(DiffusionModel, Option<Adapter>)> {
+    let model = session.model()?;
+    let Some(written) = settings.text("adapter")? else { return Ok((model, None)) };
+    let lora = crate::commands::sample::load_lora(&case.path(written), &model).context("setting `adapter`")?;
+    if lora.runs_unmerged(&model.unet) {
+        let adapter = lora.into_adapter(&model.unet)?;
+        return Ok((model, Some(adapter)));
+    }
+    Ok((model.merged(&lora)?, None))
 }
 
 /// Prompts to token ids; of both tokenizers where the folder has two.
@@ -39,10 +53,9 @@ pub fn tokenize(case: &Case, session: &Session) -> Result<Results> {
     Ok(found)
 }
 
-/// Token ids to embeddings. SDXL: `input_ids_2` are the second encoder's; the first's again where absent.
+/// Token ids to embeddings, with an adapter's change to the text encoders. SDXL: `input_ids_2` are the second encoder's; the first's again where absent.
 pub fn text(case: &Case, session: &Session) -> Result<Results> {
-    case.settings(&[])?;
-    let model = session.model()?;
+    let (model, _) = adapted(case, &case.settings(&["adapter"])?, session)?;
     let sizes = Sizes::default();
     let input_ids = token_ids(case, "input_ids", &model.text_encoder, &sizes)?.to_device(session.device());
     let _no_grad = tch::no_grad_guard();
@@ -67,13 +80,11 @@ fn token_ids(case: &Case, name: &str, encoder: &ClipTextModel, sizes: &Sizes) ->
 
 /// The U-Net's raw output.
 pub fn unet(case: &Case, session: &Session) -> Result<Results> {
-    let settings = case.settings(&["adapter"])?;
-    let model = session.model()?;
+    let (model, adapter) = adapted(case, &case.settings(&["adapter"])?, session)?;
     let sizes = sizes_of(&model);
     let latents = case.float("latents", &LATENTS, &sizes)?;
     let timestep = case.integer("timestep", &["B"], &sizes, model.schedule.num_train_timesteps)?;
     let (embeds, added) = conditioning::Reader { case, sizes: &sizes, session }.prompt(&model)?;
-    let adapter = adapter(case, &settings, "adapter", &model)?;
     let _no_grad = tch::no_grad_guard();
     let to = |tensor: Tensor| tensor.to_device(session.device());
     let noise_pred = model.unet.forward(&to(latents), &to(timestep), &embeds, added.as_ref(), adapter.as_ref())?;
@@ -118,7 +129,7 @@ pub fn ddim(case: &Case, session: &Session) -> Result<Results> {
 pub fn sample(case: &Case, session: &Session) -> Result<Results> {
     let settings = case.settings(&["steps", "eta", "guidance_scale", "sampler", "adapter"])?;
     let kind: SamplerKind = settings.text("sampler")?.map_or(Ok(SamplerKind::default()), str::parse)?;
-    let model = session.model()?;
+    let (model, adapter) = adapted(case, &settings, session)?;
     let steps = settings.count("steps")?;
     let sampler = Sampler::new(kind, &model.schedule, steps, settings.number("eta", Some(0.0))?)?;
     let sizes = sizes_of(&model);
@@ -127,7 +138,6 @@ pub fn sample(case: &Case, session: &Session) -> Result<Results> {
     let noise = draws_noise.then(|| case.float("noise", &STEP_NOISE, &sizes.and("steps", steps as i64)));
     let noise = noise.transpose().with_context(|| format!("sampler `{kind}` draws noise"))?;
     let conditioning = conditioning::Reader { case, sizes: &sizes, session }.guided(&model)?;
-    let adapter = adapter(case, &settings, "adapter", &model)?;
     let policy = Policy::new(&model, adapter.as_ref());
     let predictor = GuidedPolicy::new(policy, &conditioning, settings.number("guidance_scale", None)?);
     let rows: Vec<usize> = (0..latents.size()[0] as usize).collect();

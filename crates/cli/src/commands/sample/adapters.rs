@@ -1,10 +1,10 @@
-//! Adapters named on the command line, each with its weight, merged into the U-Net's weights.
+//! Adapters named on the command line, each with its weight, merged into the model's weights.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use seedpo_model::adapter::resolve;
-use seedpo_model::{Adapter, DiffusionModel};
+use seedpo_model::{DiffusionModel, Lora};
 
 use crate::context::Context;
 use crate::hub;
@@ -39,23 +39,24 @@ impl Weighted {
     }
 }
 
-/// The adapter of a file, or of the one in a folder (a run, a checkpoint, a peft folder).
-pub fn load_adapter(path: &Path, model: &DiffusionModel) -> Result<Adapter> {
+/// The LoRA of a file, or of the one in a folder (a run, a checkpoint, a peft folder), that fits `model`.
+pub fn load_lora(path: &Path, model: &DiffusionModel) -> Result<Lora> {
     let file = resolve(path);
     ensure!(file.is_file(), "adapter {}: no such file", file.display());
-    Ok(Adapter::load(&file, &model.unet)?)
+    Ok(Lora::load(&file, model)?)
 }
 
-/// All adapters as whole weights, which cost nothing at each step; `None` where there are none.
-pub fn merged(adapters: &[Weighted], model: &DiffusionModel, context: &Context) -> Result<Option<Adapter>> {
+/// The model with all adapters in its weights, where they cost nothing at each step.
+pub fn merged(adapters: &[Weighted], model: DiffusionModel, context: &Context) -> Result<DiffusionModel> {
     if adapters.is_empty() {
-        return Ok(None);
+        return Ok(model);
     }
     let load = |adapter: &Weighted| {
-        Ok((load_adapter(&hub::adapter(&adapter.path, context).context("--adapter")?, model)?, adapter.weight))
+        Ok((load_lora(&hub::adapter(&adapter.path, context).context("--adapter")?, &model)?, adapter.weight))
     };
     let parts = adapters.iter().map(load).collect::<Result<Vec<_>>>()?;
-    Ok(Some(Adapter::combined(&parts).context("--adapter")?.merge(&model.unet)?))
+    let combined = Lora::combined(&parts).context("--adapter")?;
+    Ok(model.merged(&combined)?)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail, ensure};
 use seedpo_evaluate::grid::{GridOptions, grid};
 use seedpo_evaluate::png::write_png;
-use seedpo_model::{Adapter, Conditioning, DiffusionModel, Policy, PromptEmbeds};
+use seedpo_model::{Conditioning, DiffusionModel, Policy, PromptEmbeds};
 use seedpo_rollout::{GuidedPolicy, Sampler, SamplerKind, draw, initial_noise, step_noise};
 use seedpo_tensor::{NoiseKey, Tensor, tch};
 
@@ -20,7 +20,7 @@ use crate::failure::Outcome;
 use crate::progress::Progress;
 use crate::{images, interrupt, models, output};
 
-pub use self::adapters::{Weighted, load_adapter};
+pub use self::adapters::{Weighted, load_lora};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -46,7 +46,7 @@ pub struct Args {
     )]
     model: Option<PathBuf>,
 
-    /// A LoRA file (diffusers or PEFT), a folder with a pytorch_lora_weights.safetensors (a run, a checkpoint), or a hub
+    /// A LoRA file (diffusers, PEFT or kohya), a folder with a pytorch_lora_weights.safetensors (a run, a checkpoint), or a hub
     /// id (user/repo or user/repo/file.safetensors). Its weight may follow, 1 if none does; give it again to add more.
     #[arg(long, value_name = "PATH|ID[:WEIGHT]", value_parser = weighted, help_heading = "What to draw")]
     adapter: Vec<Weighted>,
@@ -161,11 +161,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     let model = DiffusionModel::load(&models::find(args.model.as_deref(), context)?, &options)?;
     let shape = args.latent_shape(&model)?;
     let sampler = Sampler::new(args.sampler, &model.schedule, args.steps, args.eta)?;
-    let adapter = adapters::merged(&args.adapter, &model, context)?;
+    let model = adapters::merged(&args.adapter, model, context)?;
     report_truncated(&model, &prompts, context)?;
     let _folder = OutputFolder::make(&args.out, &files)?;
     let text = Text::encode(args, &model, &prompts, shape)?;
-    let painter = Painter { args, model: &model, adapter: adapter.as_ref(), sampler: &sampler, shape, text };
+    let painter = Painter { args, model: &model, sampler: &sampler, shape, text };
     let mut progress = context.progress("sampling", jobs.len(), "pictures");
     let mut shown = Vec::new();
     for (jobs, files) in jobs.chunks(args.batch).zip(files.chunks(args.batch)) {
@@ -286,7 +286,6 @@ impl Text {
 struct Painter<'a> {
     args: &'a Args,
     model: &'a DiffusionModel,
-    adapter: Option<&'a Adapter>,
     sampler: &'a Sampler,
     shape: [i64; 3],
     text: Text,
@@ -295,7 +294,7 @@ struct Painter<'a> {
 impl Painter<'_> {
     /// Draws one batch: `u8` `[B, H, W, 3]`.
     fn paint(&self, jobs: &[Job], progress: &mut Progress) -> Result<Tensor> {
-        let policy = Policy::new(self.model, self.adapter);
+        let policy = Policy::new(self.model, None);
         let predictor = GuidedPolicy::new(policy, &self.text.conditioning, self.args.guidance_scale);
         let keys: Vec<NoiseKey> =
             jobs.iter().map(|job| NoiseKey::new(self.args.seed, "sample").prompt(job.number)).collect();
