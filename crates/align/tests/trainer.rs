@@ -203,7 +203,8 @@ fn a_stopped_run_continues_bit_for_bit() {
     let model = common::tiny_model();
     // SePPO's references are drawn from the snapshots of updates 2 and 4, and the base.
     let plain = ["spo", "d3po", "diffusion-dpo", "seppo", "spin"].map(|method| (method, ""));
-    for (method, lines) in plain.into_iter().chain([("d3po", "reference = 'ema'")]) {
+    let more = [("d3po", "reference = 'ema'"), ("spo", "lora_targets = ['all-linear']")];
+    for (method, lines) in plain.into_iter().chain(more) {
         let folder = tempfile::tempdir().unwrap();
         let config = axes::with(folder.path(), method, lines);
         start(&model, &config, &Colourfulness).run(&mut Silent, &STOP).unwrap();
@@ -257,9 +258,9 @@ fn a_stop_during_previews_draws_them_after_going_on() {
 #[test]
 fn batch_sizes_only_change_rounding() {
     let model = common::tiny_model();
-    let losses = |method: &str, rollout: u64, micro: u64| {
+    let losses = |method: &str, targets: &str, rollout: u64, micro: u64| {
         let folder = tempfile::tempdir().unwrap();
-        let mut config = config(folder.path(), method);
+        let mut config = TrainConfig { lora_targets: vec![targets.into()], ..config(folder.path(), method) };
         (config.rollout_batch_size, config.train_micro_batch_size) = (rollout, micro);
         config.learning_rate = 1e-3;
         start(&model, &config, &Colourfulness).run(&mut Silent, &STOP).unwrap();
@@ -267,13 +268,17 @@ fn batch_sizes_only_change_rounding() {
         updates(&run).iter().map(|m| m.grad_norm).collect::<Vec<_>>()
     };
     // A micro-batch of 6 joins steps of a D3PO trajectory.
-    for (method, others) in [("spo", [(1, 2), (2, 1)]), ("d3po", [(1, 2), (2, 6)])] {
-        let base = losses(method, 2, 2);
+    for (method, targets, others) in [
+        ("spo", "attention", [(1, 2), (2, 1)]),
+        ("d3po", "attention", [(1, 2), (2, 6)]),
+        ("spo", "all-linear", [(1, 2), (2, 1)]),
+    ] {
+        let base = losses(method, targets, 2, 2);
         for (rollout, micro) in others {
-            let other = losses(method, rollout, micro);
+            let other = losses(method, targets, rollout, micro);
             assert_eq!(base.len(), other.len());
             let difference = base.iter().zip(&other).map(|(a, b)| ((a - b) / a).abs()).fold(0.0, f64::max);
-            assert!(difference < 1e-3, "{method}: {base:?} {other:?}");
+            assert!(difference < 1e-3, "{method} {targets}: {base:?} {other:?}");
         }
     }
 }
