@@ -104,16 +104,13 @@ impl Lora {
     /// Errors: [`crate::Error::Tensor`] where writing fails, and then a file that was there before is intact.
     pub fn save(&self, path: &Path) -> Result<()> {
         let mut tensors = BTreeMap::new();
-        let mut said: Vec<(&str, Vec<(String, i64, f64)>)> = Vec::new();
+        let mut said: BTreeMap<&str, Vec<metadata::Written>> = BTreeMap::new();
         for (network, path, module) in self.layers() {
-            let (written, prefix) = (network.written(path), network.prefix());
-            tensors.insert(format!("{prefix}.{written}.lora_A.weight"), float(&module.a));
-            tensors.insert(format!("{prefix}.{written}.lora_B.weight"), float(&module.b));
-            let entry = (written, module.rank(), alpha(module));
-            match said.last_mut().filter(|(last, _)| *last == prefix) {
-                Some((_, modules)) => modules.push(entry),
-                None => said.push((prefix, vec![entry])),
-            }
+            let (path, prefix) = (network.written(path), network.prefix());
+            tensors.insert(format!("{prefix}.{path}.lora_A.weight"), float(&module.a));
+            tensors.insert(format!("{prefix}.{path}.lora_B.weight"), float(&module.b));
+            let written = metadata::Written { path, rank: module.rank(), alpha: alpha(module) };
+            said.entry(prefix).or_default().push(written);
         }
         let metadata = [("format", "pt".to_owned()), (metadata::KEY, metadata::to_json(&said))];
         let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();

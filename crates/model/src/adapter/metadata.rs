@@ -90,27 +90,33 @@ fn lookup(pattern: &[(String, f64)], path: &str) -> Option<f64> {
     pattern.iter().find(|(key, _)| matches(key)).map(|(_, value)| *value)
 }
 
-/// The JSON that makes diffusers rebuild the same LoRA: every field that its loader asks for.
-///
-/// `networks`: for each that is changed, its name and (path as written, rank, alpha) of every layer.
-pub(super) fn to_json(networks: &[(&str, Vec<(String, i64, f64)>)]) -> String {
+/// What is written of one layer.
+pub(super) struct Written {
+    /// Its path in its network, as files have it.
+    pub path: String,
+    pub rank: i64,
+    pub alpha: f64,
+}
+
+/// The JSON that makes diffusers rebuild the same LoRA: every field that its loader asks for, for each network changed.
+pub(super) fn to_json(networks: &BTreeMap<&str, Vec<Written>>) -> String {
     let mut all = Map::new();
-    for (prefix, modules) in networks {
-        let fields = fields(modules).into_iter().map(|(key, value)| (format!("{prefix}.{key}"), value));
-        all.extend(fields);
+    for (prefix, layers) in networks {
+        all.extend(fields(layers).into_iter().map(|(key, value)| (format!("{prefix}.{key}"), value)));
     }
     Value::Object(all).to_string()
 }
 
 /// What peft's `LoraConfig` has of one network.
-fn fields(modules: &[(String, i64, f64)]) -> [(&'static str, Value); 9] {
-    let rank = most_common(modules.iter().map(|&(_, rank, _)| rank as f64)) as i64;
-    let alpha = most_common(modules.iter().map(|&(.., alpha)| alpha));
-    let rank_pattern: Map<String, Value> =
-        modules.iter().filter(|(_, r, _)| *r != rank).map(|(path, r, _)| (path.clone(), json!(r))).collect();
+fn fields(layers: &[Written]) -> [(&'static str, Value); 9] {
+    let rank = most_common(layers.iter().map(|layer| layer.rank as f64)) as i64;
+    let alpha = most_common(layers.iter().map(|layer| layer.alpha));
+    let other_ranks = layers.iter().filter(|layer| layer.rank != rank);
+    let rank_pattern: Map<String, Value> = other_ranks.map(|layer| (layer.path.clone(), json!(layer.rank))).collect();
+    let other_alphas = layers.iter().filter(|layer| layer.alpha != alpha);
     let alpha_pattern: Map<String, Value> =
-        modules.iter().filter(|(.., a)| *a != alpha).map(|(path, _, a)| (path.clone(), number(*a))).collect();
-    let paths: Vec<&String> = modules.iter().map(|(path, ..)| path).collect();
+        other_alphas.map(|layer| (layer.path.clone(), number(layer.alpha))).collect();
+    let paths: Vec<&String> = layers.iter().map(|layer| &layer.path).collect();
     [
         ("alpha_pattern", alpha_pattern.into()),
         ("bias", "none".into()),
