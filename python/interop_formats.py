@@ -7,7 +7,7 @@ On small random-weight pipelines like Stable Diffusion 1.x, 2.x and XL, made in 
 sharded, as fp16 variant and as single file (`.safetensors`, `.ckpt`) gives the same U-Net, text encoder and autoencoder
 as the folder; a kohya file written by `seedpo adapter convert` gives diffusers the same picture, one with original block
 names and any alpha gives seedpo the same prediction as diffusers; `seedpo adapter merge` writes a folder that equals
-base plus adapter. Prints a table of the largest errors and exits 1 if one is above its tolerance.
+base plus adapter; LoRAs of all kinds of layers pass both ways (interop_layers.py). Prints a table of the largest errors and exits 1 if one is above its tolerance.
 """
 
 import argparse
@@ -36,6 +36,7 @@ import interop_common  # noqa: E402
 import single_file  # noqa: E402
 import tokenizer as odd  # noqa: E402
 from interop_common import FORWARD, Inputs, Seedpo, load_pipeline, off, peft_adapter, record  # noqa: E402
+from interop_layers import check_layers  # noqa: E402
 from original_layout import original, unet_keys  # noqa: E402
 
 FAMILIES = ("sd1", "sd2", "sdxl")
@@ -223,6 +224,7 @@ def main():
             check_folders(chosen.seedpo, scratch, name, folder, pipeline, x, expected)
             check_single_files(chosen.seedpo, scratch, name, folder, pipeline, x, expected)
             check_adapters(chosen.seedpo, scratch, name, folder, pipeline, x)
+            check_layers(chosen.seedpo, scratch, name, folder, x)
     print(f"\n{len(interop_common.rows)} checks, {interop_common.failures} failed")
     sys.exit(1 if interop_common.failures else 0)
 

@@ -58,3 +58,41 @@ fn merged_into_a_model_or_into_one_adapter_the_change_is_the_same() {
     let left = std::fs::read_dir(room.path(".")).unwrap().flatten().map(|entry| entry.file_name());
     assert!(!left.into_iter().any(|name| name.to_string_lossy().ends_with(".tmp")));
 }
+
+/// Convolutions, feed-forward layers and the text encoder: applied at once, or merged into a folder first.
+#[test]
+fn a_lora_of_every_network_draws_as_the_model_it_is_merged_into() {
+    let room = Room::new();
+    let base = model(&room);
+    let layers = [
+        ("lora_unet_conv_in", "unet", "conv_in"),
+        ("lora_unet_mid_block_attentions_0_proj_in", "unet", "mid_block.attentions.0.proj_in"),
+        ("lora_te_text_model_encoder_layers_0_mlp_fc1", "text", "encoder.layers.0.mlp.fc1"),
+    ];
+    let mut tensors = BTreeMap::new();
+    for (index, (stem, network, path)) in layers.into_iter().enumerate() {
+        let parameters = if network == "unet" { base.unet.parameters() } else { base.text_encoder.parameters() };
+        let find = |(name, _): &(&String, &Tensor)| {
+            **name == format!("{path}.weight") || name.ends_with(&format!(".{path}.weight"))
+        };
+        let shape = parameters.iter().find(find).unwrap().1.size();
+        let ones = vec![1; shape.len() - 2];
+        let draw = |purpose, shape: &[i64]| NoiseKey::new(index as u64, purpose).normal(shape);
+        tensors.insert(format!("{stem}.lora_down.weight"), draw("down", &[&[2], &shape[1..]].concat()));
+        tensors.insert(format!("{stem}.lora_up.weight"), draw("up", &[&[shape[0], 2], &ones[..]].concat()));
+        tensors.insert(format!("{stem}.alpha"), Tensor::from(1f32));
+    }
+    seedpo_tensor::write_weights(&room.path("whole.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+    let draw = |model: &str, more: &[&str]| {
+        let out = format!("of-{model}-{}", more.len());
+        let command = ["-q", "sample", "--model", model, "--prompt", "a", "--steps", "3", "--out", &out];
+        done(&room, &[&command[..], more].concat());
+        read_png(&room.path(&out).join("0000-a-0.png")).unwrap().image
+    };
+    done(&room, &["adapter", "merge", "--model", "model", "whole.safetensors:0.5", "merged"]);
+    let (at_once, merged) = (draw("model", &["--adapter", "whole.safetensors:0.5"]), draw("merged", &[]));
+    assert_eq!(at_once, merged);
+    assert!(largest_difference(&draw("model", &[]), &merged) > 1.0);
+    let text = done(&room, &["adapter", "inspect", "whole.safetensors"]);
+    assert!(text.contains("text_encoder") && text.contains("conv_in") && text.contains("proj_in"), "{text}");
+}

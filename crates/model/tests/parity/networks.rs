@@ -7,7 +7,7 @@ use seedpo_model::{
 };
 use seedpo_tensor::{Device, Kind, Tensor};
 
-use super::weights::{Fixture, lora, relative};
+use super::weights::{Fixture, adapted, lora, relative};
 use super::{FORWARD, GRADIENT};
 
 const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -69,7 +69,7 @@ fn unet_with_lora_equals_peft_forward_and_backward() {
         fixture.check("adapted.grad.latents", &latents.grad(), GRADIENT);
         fixture.check("adapted.grad.prompt_embeds", &prompts.grad(), GRADIENT);
         let trainable = adapter.trainable();
-        assert_eq!(trainable.len(), 2 * unet.projections().len());
+        assert_eq!(trainable.len(), 2 * adapted(&unet).count());
         for (key, tensor) in trainable {
             fixture.check(&format!("adapted.grad.{key}"), &tensor.grad(), GRADIENT);
         }

@@ -55,12 +55,14 @@ fn published_models_have_their_published_sizes() {
 }
 
 #[test]
-fn sd15_has_128_projections() {
+fn sd15_has_192_layers_for_adapters() {
     let unet = UNetConfig { block_out_channels: vec![32, 64, 64, 64], norm_num_groups: 8, ..UNetConfig::default() };
     let unet = UNet2DConditionModel::new(unet, Params::init(1, Device::Cpu)).unwrap();
-    assert_eq!(unet.projections().len(), 128);
+    // 16 transformers: 8 attention projections, 2 feed-forward layers, proj_in and proj_out.
+    assert_eq!(unet.projections().len(), 192);
+    assert_eq!(unet.projections().iter().filter(|layer| layer.path.contains(".attn")).count(), 128);
     for projection in unet.projections() {
-        let shape = [projection.out_features, projection.in_features];
+        let shape = projection.shape(projection.out_features, projection.in_features);
         assert_eq!(unet.weight(&projection.path).unwrap().size(), shape, "{}", projection.path);
     }
     assert!(unet.weight("mid_block.nothing").unwrap_err().to_string().contains("mid_block.nothing"));

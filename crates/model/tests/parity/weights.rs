@@ -75,12 +75,17 @@ pub fn relative(found: &Tensor, expected: &Tensor) -> f64 {
     (found - expected).abs().max().double_value(&[]) / largest.max(1e-30)
 }
 
+/// The layers that the fixtures' LoRAs change: the attention projections.
+pub fn adapted(unet: &seedpo_model::UNet2DConditionModel) -> impl Iterator<Item = &seedpo_model::Projection> {
+    unet.projections().iter().filter(|layer| layer.path.contains(".attn"))
+}
+
 /// The LoRA that the fixture's reference used, through a file as peft would write it.
 pub fn lora(fixture: &Fixture, unet: &seedpo_model::UNet2DConditionModel) -> Adapter {
     let rank: i64 = fixture.metadata["lora_rank"].parse().unwrap();
     let alpha: i64 = fixture.metadata["lora_alpha"].parse().unwrap();
     let mut tensors = BTreeMap::new();
-    for projection in unet.projections() {
+    for projection in adapted(unet) {
         let shapes = [("A", [rank, projection.in_features]), ("B", [projection.out_features, rank])];
         for (side, shape) in shapes {
             let key = format!("unet.{}.lora_{side}.weight", projection.path);
