@@ -63,6 +63,7 @@ python: ## make .venv with PyTorch, diffusers and peft (needed by interop, bench
 interop: build python ## show with the real diffusers and peft that models and adapters pass both ways
 	$(VENV) python/interop.py
 	$(VENV) python/interop_formats.py
+	$(VENV) python/interop_full.py
 
 parity: build python ## the U-Nets of SD 1.5 and SDXL at full width against diffusers (11 GB of memory, 6 GB of disk)
 	$(VENV) python/parity_full.py

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::guard::GuardState;
+use seedpo_model::FinetuningType;
 use seedpo_tensor::{WeightFile, files, write_weights};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -11,10 +12,38 @@ use tch::Tensor;
 
 /// The adapter's file name, in a checkpoint and at the top of a run folder.
 pub const ADAPTER_FILE: &str = "pytorch_lora_weights.safetensors";
-/// The adapter that drew the current iteration's samples, present when a checkpoint lies within an iteration.
-pub const ROLLOUT_ADAPTER_FILE: &str = "rollout_lora_weights.safetensors";
-/// The average of the adapter over updates, present where `ema_decay` is set; also at the top of a run folder.
-pub const EMA_ADAPTER_FILE: &str = "pytorch_lora_weights_ema.safetensors";
+/// The folder of a U-Net that is trained whole, in a checkpoint and at the top of a run folder.
+pub const UNET_FOLDER: &str = "unet";
+/// What weights in a checkpoint are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Those that are trained: the result of the run.
+    Trained,
+    /// Those that drew the current iteration's samples, present when a checkpoint lies within an iteration.
+    Rollout,
+    /// The average over updates, present where `ema_decay` is set.
+    Average,
+    /// The reference, where that is a moving average.
+    Reference,
+}
+
+impl Role {
+    /// The name in a checkpoint: of a file for an adapter, of a folder in diffusers' layout for a whole U-Net. Trained and
+    /// average weights are at the top of the run folder too.
+    pub fn place(self, finetuning: FinetuningType) -> &'static str {
+        match (self, finetuning) {
+            (Self::Trained, FinetuningType::Lora) => ADAPTER_FILE,
+            (Self::Trained, FinetuningType::Full) => UNET_FOLDER,
+            (Self::Rollout, FinetuningType::Lora) => "rollout_lora_weights.safetensors",
+            (Self::Rollout, FinetuningType::Full) => "rollout_unet",
+            (Self::Average, FinetuningType::Lora) => "pytorch_lora_weights_ema.safetensors",
+            (Self::Average, FinetuningType::Full) => "unet_ema",
+            (Self::Reference, FinetuningType::Lora) => "reference_ema.safetensors",
+            (Self::Reference, FinetuningType::Full) => "reference_unet_ema",
+        }
+    }
+}
+
 /// The newest rewards of every prompt (DDPO and DPOK), as they were before the iteration a checkpoint lies within.
 pub const REWARDS_FILE: &str = "rewards.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -26,10 +55,10 @@ const PREFIX: &str = "checkpoint-";
 /// guard.json; it is read as having seen nothing.
 const FORMAT: u32 = 2;
 
-/// Where a run stands: with the adapters and the optimizer, all there is to continue bit for bit.
+/// Where a run stands: with the weights and the optimizer, all there is to continue bit for bit.
 ///
 /// Randomness is keyed, so no generator state is kept. Within an iteration, resuming draws the iteration's samples
-/// again with the adapter that drew them first (they are equal bit for bit on a CPU) and skips `updates_done` updates.
+/// again with the weights that drew them first (they are equal bit for bit on a CPU) and skips `updates_done` updates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Position {
@@ -56,7 +85,7 @@ fn first_format() -> u32 {
     1
 }
 
-/// A checkpoint read back; adapters are loaded by the caller from [`Checkpoint::folder`].
+/// A checkpoint read back; weights are loaded by the caller from [`Checkpoint::folder`].
 #[derive(Debug)]
 pub struct Checkpoint {
     /// Its folder.
@@ -70,7 +99,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Writes `checkpoint-<step>` in `run`; `adapters` writes the adapter files into the folder it is given.
+    /// Writes `checkpoint-<step>` in `run`; `weights` writes those into the folder it is given.
     ///
     /// A checkpoint of this step that already exists is left as it is; older ones are left to [`Checkpoint::prune`].
     /// Errors: no space and the like; the temporary folder is removed and every older checkpoint stays intact.
@@ -78,7 +107,7 @@ impl Checkpoint {
         run: &Path,
         position: Position,
         optimizer: &BTreeMap<String, Tensor>,
-        adapters: impl FnOnce(&Path) -> Result<()>,
+        weights: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
         let target = run.join(Self::folder_name(position.step));
         if target.exists() {
@@ -88,7 +117,7 @@ impl Checkpoint {
         let _ = fs::remove_dir_all(&temporary);
         let write = || -> Result<()> {
             fs::create_dir(&temporary).map_err(|e| seedpo_tensor::Error::io(&temporary, e))?;
-            adapters(&temporary)?;
+            weights(&temporary)?;
             write_weights(&temporary.join(OPTIMIZER_FILE), optimizer, &BTreeMap::new())?;
             let Position { step, iteration, updates_done } = position;
             let record = PositionFile { format: FORMAT, step, iteration, updates_done };

@@ -21,7 +21,7 @@ pub mod store;
 pub mod trainer;
 pub mod watch;
 
-pub use checkpoint::{ADAPTER_FILE, Checkpoint, Position};
+pub use checkpoint::{ADAPTER_FILE, Checkpoint, Position, Role, UNET_FOLDER};
 pub use config::TrainConfig;
 pub use error::{Error, Result};
 pub use forecast::Forecast;

@@ -1,10 +1,11 @@
 //! The run folder (docs/architecture.md section 4): made once, never overwritten, continued by `resume`.
 
-use crate::checkpoint::{ADAPTER_FILE, Checkpoint};
+use crate::checkpoint::{Checkpoint, Role};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::metrics::Record;
 use crate::optimizer::LrSchedule;
+use seedpo_model::FinetuningType;
 use seedpo_tensor::files;
 use std::collections::BTreeMap;
 use std::fs;
@@ -152,9 +153,9 @@ impl RunDir {
         self.path.join(METRICS_FILE)
     }
 
-    /// The latest good adapter.
-    pub fn adapter(&self) -> PathBuf {
-        self.path.join(ADAPTER_FILE)
+    /// The latest good weights: an adapter's file, or the folder of a whole U-Net.
+    pub fn result(&self, finetuning: FinetuningType) -> PathBuf {
+        self.path.join(Role::Trained.place(finetuning))
     }
 
     /// The recorded settings and input hashes. Errors: a config.toml that was edited into something invalid.

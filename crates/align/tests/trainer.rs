@@ -5,6 +5,8 @@ mod axes;
 #[path = "trainer/checkpoints.rs"]
 mod checkpoints;
 mod common;
+#[path = "trainer/full.rs"]
+mod full;
 #[path = "trainer/guard.rs"]
 mod guard;
 #[path = "trainer/optimizing.rs"]
@@ -29,6 +31,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// Asks to stop after an update.
+struct StopAt<'a>(u64, &'a AtomicBool);
+impl Observer for StopAt<'_> {
+    fn on_update(&mut self, metrics: &UpdateMetrics) -> Result<(), ObserverError> {
+        self.1.store(metrics.step == self.0, Ordering::SeqCst);
+        Ok(())
+    }
+}
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
@@ -193,13 +204,6 @@ fn gamma_zero_is_the_plain_method_bit_for_bit() {
 /// Stopping after any number of updates and going on gives the same adapter, also within an iteration.
 #[test]
 fn a_stopped_run_continues_bit_for_bit() {
-    struct StopAt<'a>(u64, &'a AtomicBool);
-    impl Observer for StopAt<'_> {
-        fn on_update(&mut self, metrics: &UpdateMetrics) -> Result<(), ObserverError> {
-            self.1.store(metrics.step == self.0, Ordering::SeqCst);
-            Ok(())
-        }
-    }
     let model = common::tiny_model();
     // SePPO's references are drawn from the snapshots of updates 2 and 4, and the base.
     let plain = ["spo", "d3po", "diffusion-dpo", "seppo", "spin"].map(|method| (method, ""));

@@ -5,6 +5,8 @@ mod adapters;
 mod common;
 #[path = "commands/dtypes.rs"]
 mod dtypes;
+#[path = "commands/full.rs"]
+mod full;
 #[path = "commands/judging.rs"]
 mod judging;
 #[path = "commands/memory.rs"]

@@ -3,8 +3,8 @@
 //!     cargo run -p seedpo-evaluate --example report -- target/example-report
 
 use seedpo_evaluate::report::{
-    GridImage, GridRow, Headline, ImageGrid, JudgeLabel, ReportData, RunSeries, SettingsGroup, diffusers_snippet,
-    write_report,
+    Aligned, GridImage, GridRow, Headline, ImageGrid, JudgeLabel, ReportData, RunSeries, SettingsGroup,
+    diffusers_snippet, write_report,
 };
 use seedpo_evaluate::tensorboard::EventWriter;
 use std::path::PathBuf;
@@ -135,7 +135,7 @@ fn main() -> Result<()> {
             "seedpo train --preset see-spo-emoji --judge jpeg-compressibility --gamma 1 --seed 42".to_owned(),
         ),
         settings: settings(),
-        snippet: Some(diffusers_snippet("assets/emoji-sd", "runs/see-spo", "red apple", 5.0, 20)),
+        snippet: Some(diffusers_snippet("assets/emoji-sd", Aligned::Adapter("runs/see-spo"), "red apple", 5.0, 20)),
         environment: vec![
             ("seedpo".to_owned(), "0.1.0".to_owned()),
             ("libtorch".to_owned(), "2.11.0 (CPU, 2 threads)".to_owned()),

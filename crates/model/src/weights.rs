@@ -152,6 +152,24 @@ pub enum FinetuningType {
     Full,
 }
 
+impl FinetuningType {
+    /// The names, in order.
+    pub const NAMES: &[&str] = &["lora", "full"];
+
+    /// The type called `name`; `None` for another name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Lora, Self::Full].into_iter().find(|this| this.name() == name)
+    }
+
+    /// Its name in settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lora => "lora",
+            Self::Full => "full",
+        }
+    }
+}
+
 /// A U-Net of the base's configuration from a folder of weights, in their own number type, computing in the base's.
 fn read(folder: &Path, base: &DiffusionModel) -> Result<UNet2DConditionModel> {
     let file: WeightFile = DIFFUSERS.open(folder, None)?;

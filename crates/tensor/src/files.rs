@@ -40,6 +40,26 @@ pub fn write_atomic_with(path: &Path, write: impl FnOnce(&mut File) -> std::io::
     Ok(())
 }
 
+/// Gives a file, or all files of a folder, a second name: a hard link where the file system can, else a copy. Files that are
+/// there already are replaced, each in one step. Errors: [`Error::Io`], [`Error::NoSpace`].
+pub fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
+    if from.is_dir() {
+        fs::create_dir_all(to).map_err(|e| Error::io(to, e))?;
+        for entry in fs::read_dir(from).map_err(|e| Error::io(from, e))? {
+            let entry = entry.map_err(|e| Error::io(from, e))?;
+            link_or_copy(&entry.path(), &to.join(entry.file_name()))?;
+        }
+        sync_folder(to);
+        return Ok(());
+    }
+    let temporary = temporary_name(to);
+    let link = fs::hard_link(from, &temporary).or_else(|_| fs::copy(from, &temporary).map(drop));
+    let renamed = link.and_then(|()| fs::rename(&temporary, to));
+    // Where `to` was a link to the same file already, a rename leaves both names.
+    let _ = fs::remove_file(&temporary);
+    renamed.map_err(|e| Error::io(to, e))
+}
+
 /// Makes a rename in `folder` last through a power cut, where the system lets folders be synced.
 pub fn sync_folder(folder: &Path) {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
@@ -74,6 +94,25 @@ pub fn sha256_file(path: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_linked_folder_has_all_files_and_replaces_what_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("a"), folder.path().join("b"));
+        fs::create_dir_all(from.join("c")).unwrap();
+        fs::write(from.join("c/new"), b"new").unwrap();
+        for round in 0..2 {
+            link_or_copy(&from, &to).unwrap();
+            assert_eq!(fs::read(to.join("c/new")).unwrap(), b"new", "round {round}");
+            assert_eq!(fs::read_dir(to.join("c")).unwrap().count(), 1, "round {round}");
+        }
+        // Replacing one name leaves the other.
+        write_atomic(&from.join("c/new"), b"newer").unwrap();
+        assert_eq!(fs::read(to.join("c/new")).unwrap(), b"new");
+        link_or_copy(&from, &to).unwrap();
+        assert_eq!(fs::read(to.join("c/new")).unwrap(), b"newer");
+        assert!(link_or_copy(&from.join("none"), &to.join("none")).is_err());
+    }
 
     #[test]
     fn an_unwritable_target_leaves_nothing_behind() {

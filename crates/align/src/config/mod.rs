@@ -12,9 +12,11 @@ pub use judge_line::flatten_judges;
 pub use load::{layer, parse_value};
 pub use presets::{PRESETS, Preset};
 
+use crate::choice::refuse;
 use crate::error::Result;
 use crate::method::{Likelihood, Method, PairsFrom, ReferencePolicy, Shaping};
 use crate::objective::{Clip, Flipper, Objective, SelfEntropy};
+use seedpo_model::FinetuningType;
 use serde::{Deserialize, Serialize};
 
 /// What kind of value a key takes, for command lines that offer every key as a flag.
@@ -117,7 +119,7 @@ settings! {
         "The reference policy, in place of the method's own: the base, the newest snapshot of the policy, one drawn anew \
          from all in every update, or a moving average.";
     reference_save_steps: u64 = 30, "1 or more",
-        "latest and random-history: a snapshot of the adapter every so many updates (docs/methods.md section 4.4).";
+        "latest and random-history: a snapshot of the policy every so many updates (docs/methods.md section 4.4).";
     reference_ema_decay: f64 = 0.999, "0 to below 1", "ema: the share of the average that an update leaves in place.";
     flipper: String = String::new(), "sign | indicator | off; empty = the method's own",
         "What becomes of the rejected side where the reference fits the winner better than the policy does \
@@ -189,6 +191,9 @@ settings! {
     adam_epsilon: f64 = 1e-8, "above 0", "AdamW's ε.";
     adam_weight_decay: f64 = 1e-4, "0 or more", "Decoupled weight decay.";
     max_grad_norm: f64 = 1.0, "0 or more; 0 = off", "Gradients are scaled down to this norm.";
+    finetuning_type: String = "lora".into(), "lora | full",
+        "What is trained: an adapter on the frozen base, or every parameter of the U-Net (docs/full-fine-tuning.md; rank and \
+         lora_ keys do not apply then).";
     rank: u64 = 4, "1 to 1024", "LoRA rank.";
     lora_alpha: f64 = 0.0, "0 or more; 0 = the rank", "LoRA alpha; the adapter's scale is alpha/rank.";
     lora_targets: Vec<String> = ["to_q", "to_k", "to_v", "to_out.0"].map(String::from).to_vec(),
@@ -200,7 +205,7 @@ settings! {
     lr_num_cycles: u64 = 1, "1 or more", "Half cosines of the schedule cosine_with_restarts.";
     lr_power: f64 = 1.0, "above 0", "Power of the schedule polynomial, which ends at 1e-7.";
     ema_decay: f64 = 0.0, "0 to below 1; 0 = off",
-        "Averages the adapter over updates as diffusers' EMAModel does, and saves it as a file of its own.";
+        "Averages the trained weights over updates as diffusers' EMAModel does, and saves them as a file or folder of their own.";
     max_train_steps: u64 = 0, "0 or more; 0 = no limit", "Stop after this many updates.";
     num_train_epochs: u64 = 0, "0 or more; 0 = no limit", "Stop after this many passes over the prompts.";
     train_batch_size: u64 = 10, "1 or more",
@@ -240,8 +245,8 @@ settings! {
     watch_gamma_max: f64 = 2.0, "0 or more", "The γ at which watch = raise-gamma ends.";
     seed: u64 = 42, "0 to 9223372036854775807", "Key of all randomness.";
     dtype: String = "auto".into(), "auto | f32 | bf16 | f16",
-        "Type of the frozen base (auto: bf16 where the machine multiplies it faster; a run records which); adapter, loss \
-         and optimizer stay f32.";
+        "Type of the frozen base (auto: bf16 where the machine multiplies it faster; a run records which), and of passes \
+         through a U-Net trained whole; trained weights, loss and optimizer stay f32.";
     vae_dtype: String = "auto".into(), "auto | f32 | bf16 | f16",
         "Type of the autoencoder; auto: bf16 beside a bf16 base, else f32.";
     vae_slicing: bool = false, "true | false", "Decode one picture at a time: less memory.";
@@ -319,6 +324,12 @@ impl TrainConfig {
     /// Guidance of previews and of the samples that no step of is trained on.
     pub fn sampling_guidance(&self) -> f64 {
         if self.sampling_guidance_scale == 0.0 { self.guidance_scale } else { self.sampling_guidance_scale }
+    }
+
+    /// What is trained. Errors: [`crate::Error::Setting`] for an unknown name.
+    pub fn finetuning(&self) -> Result<FinetuningType> {
+        FinetuningType::from_name(&self.finetuning_type)
+            .map_or_else(|| refuse("finetuning_type", FinetuningType::NAMES, &self.finetuning_type), Ok)
     }
 
     /// LoRA alpha, with 0 resolved to the rank (scale 1).

@@ -175,6 +175,15 @@ checkpointing_steps = 200
 validation_steps = 200
 "#;
 
+/// Every parameter of the U-Net.
+pub const FULL: &str = "finetuning_type = \"full\"\n";
+
+/// An adapter in the place of full fine-tuning.
+pub const LORA_8: &str = "rank = 8\n";
+
+/// Diffusion-DPO's rule, 1e-8 times the batch, at SePPO's batch of 32.
+pub const SEPPO_FULL: &str = "finetuning_type = \"full\"\nlearning_rate = 3.2e-7\n";
+
 /// SePPO as its paper describes it: a snapshot every 30 updates, one drawn at random per update, the sign flipper; the
 /// rest, which it has no public code for, as Diffusion-DPO's LoRA script.
 pub const SEPPO_SD15: &str = r#"
@@ -189,7 +198,6 @@ guidance_scale = 1.0
 sampling_guidance_scale = 7.5
 steps = 20
 adam_weight_decay = 1e-2
-rank = 8
 prompts_per_iteration = 32
 rollout_batch_size = 16
 train_batch_size = 16
@@ -216,7 +224,6 @@ guidance_scale = 1.0
 sampling_guidance_scale = 7.5
 steps = 20
 adam_weight_decay = 1e-2
-rank = 8
 lr_scheduler = "linear"
 lr_warmup_steps = 200
 prompts_per_iteration = 2048
@@ -229,8 +236,11 @@ checkpointing_steps = 100
 validation_steps = 100
 "#;
 
-/// Supervision with the optimizer of Diffusion-DPO's `train_method = sft`.
-pub const SFT_SD15: &str = r#"
+/// What `train_method = sft` of Diffusion-DPO's public code changes.
+pub const SFT_SD15: &str = "method = \"sft\"\n";
+
+/// Supervision of an adapter, with the batch of diffusers' LoRA script.
+pub const SFT_LORA_SD15: &str = r#"
 method = "sft"
 learning_rate = 1e-5
 clip = 0.0

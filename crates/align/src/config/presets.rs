@@ -22,8 +22,12 @@ const PICK_A_PIC: &str = "Data: trained on Pick-a-Pic v2 when published, which t
     (data-is-better-together/open-image-preferences-v1-binarized), with pairs_file.";
 const DPO_RATE: &str = "Paper against code: the paper states a learning rate of 2000/beta x 2.048e-8 (8.2e-9 at beta 5000); \
     the public launcher passes 1e-8 with --scale_lr, which multiplies it by the batch of 2048: 2.048e-5. The code's is used.";
-const LORA_FOR_FULL: &str = "Departure: published as full fine-tuning; here the adapter is trained, for which this learning \
-    rate is on the low side.";
+const LORA_FOR_FULL: &str = "Departure: published as full fine-tuning; here an adapter is trained, for which this learning \
+    rate is on the low side. The preset without `lora` in its name trains the whole U-Net.";
+const WHOLE: &str = "Full fine-tuning, as published: every parameter of the U-Net, which takes gigabytes of memory and of disk \
+    (docs/full-fine-tuning.md; --dry-run measures it). The preset with `lora` in its name trains an adapter instead.";
+const SNAPSHOTS: &str = "Disk: a snapshot of the whole U-Net stays in the run folder for every reference_save_steps updates \
+    (Stable Diffusion 1.5 in bf16: 1.7 GB each, 66 over the run); a larger reference_save_steps keeps fewer.";
 const SPO_JUDGE: &str = "Judge: published with its step-aware preference model (`seedpo judge list`); with another judge set \
     judge_scale so that the scores of candidates differ by about 1.";
 const SPO_XL: &str = "Paper against code: rank 64, learning rate 1e-5 and threshold 0.4 are the public SDXL configuration's, \
@@ -33,11 +37,12 @@ const D3PO_BATCHES: &str = "Paper against code: the paper's experiments name rew
 const DPO_LORA: &str =
     "Source: diffusers' research project diffusion_dpo. Its beta is 2500 by default, half the paper's.";
 const SEPPO_CODE: &str = "SePPO has no public training code: implemented from the paper. Snapshots every 30 updates and their \
-    random choice are the paper's; beta, learning rate and batch are ours, after Diffusion-DPO.";
+    random choice are the paper's; beta, batch and learning rate (1e-8 times the batch; for an adapter that of diffusers' script) \
+    are ours, after Diffusion-DPO.";
 const SEE_BETA: &str = "SEE form: with gamma above 0 and the sign flipper both sides' constants add up where s = -1, so beta is \
     far below 5000 (docs/paper-index.md).";
 const SPIN_CODE: &str = "Source: the model cards of SPIN-Diffusion (learning rate 2e-5, batch 2048, warm-up 200, 500 updates a \
-    round). Departures: one linear decay over all three rounds, LoRA in place of full fine-tuning; beta as Diffusion-DPO's.";
+    round). Departure: one linear decay over all three rounds; beta as Diffusion-DPO's.";
 const SFT_CODE: &str = "Supervision on the winners alone: the baseline of Diffusion-DPO's train_method = sft. There is no beta and \
     no SEE form: without a reference there is nothing to flatten.";
 const DDPO_CODE: &str = "Source: the PyTorch code kvablack/ddpo-pytorch, config/base.py (LoRA, learning rate, 16 rewards a prompt) and \
@@ -67,20 +72,33 @@ presets! {
     "see-spo-sdxl": "docs/methods.md sections 3 and 4.3", [SPO_SD15, SPO_SDXL, SEE], [SPO_JUDGE, SPO_XL];
     "ddpo-sd15": "docs/methods.md section 4.5", [DDPO_SD15], [DDPO_CODE];
     "dpok-sd15": "docs/methods.md section 4.5", [DDPO_SD15, DPOK_SD15], [DPOK_CODE];
-    "diffusion-dpo-sd15": "docs/methods.md section 4.2", [DIFFUSION_DPO_SD15], [DPO_RATE, LORA_FOR_FULL, PICK_A_PIC];
-    "see-diffusion-dpo-sd15": "docs/methods.md sections 3 and 4.2", [DIFFUSION_DPO_SD15, SEE],
+    "diffusion-dpo-sd15": "docs/methods.md section 4.2", [DIFFUSION_DPO_SD15, FULL], [DPO_RATE, WHOLE, PICK_A_PIC];
+    "see-diffusion-dpo-sd15": "docs/methods.md sections 3 and 4.2", [DIFFUSION_DPO_SD15, FULL, SEE],
+        [DPO_RATE, WHOLE, PICK_A_PIC];
+    "diffusion-dpo-sdxl": "docs/methods.md section 4.2", [DIFFUSION_DPO_SD15, DIFFUSION_DPO_SDXL, FULL],
+        [DPO_RATE, WHOLE, PICK_A_PIC];
+    "see-diffusion-dpo-sdxl": "docs/methods.md sections 3 and 4.2", [DIFFUSION_DPO_SD15, DIFFUSION_DPO_SDXL, FULL, SEE],
+        [DPO_RATE, WHOLE, PICK_A_PIC];
+    "diffusion-dpo-lora-sdxl": "docs/methods.md section 4.2", [DIFFUSION_DPO_SD15, DIFFUSION_DPO_SDXL],
         [DPO_RATE, LORA_FOR_FULL, PICK_A_PIC];
-    "diffusion-dpo-sdxl": "docs/methods.md section 4.2", [DIFFUSION_DPO_SD15, DIFFUSION_DPO_SDXL],
-        [DPO_RATE, LORA_FOR_FULL, PICK_A_PIC];
-    "see-diffusion-dpo-sdxl": "docs/methods.md sections 3 and 4.2", [DIFFUSION_DPO_SD15, DIFFUSION_DPO_SDXL, SEE],
+    "see-diffusion-dpo-lora-sdxl": "docs/methods.md sections 3 and 4.2", [DIFFUSION_DPO_SD15, DIFFUSION_DPO_SDXL, SEE],
         [DPO_RATE, LORA_FOR_FULL, PICK_A_PIC];
     "diffusion-dpo-lora-sd15": "diffusers' diffusion_dpo script", [DIFFUSION_DPO_LORA], [DPO_LORA, PICK_A_PIC];
     "see-diffusion-dpo-lora-sd15": "docs/methods.md section 3", [DIFFUSION_DPO_LORA, SEE], [DPO_LORA, PICK_A_PIC];
-    "seppo-sd15": "docs/methods.md section 4.4", [SEPPO_SD15], [SEPPO_CODE, PICK_A_PIC];
-    "see-seppo-sd15": "docs/methods.md sections 3 and 4.4", [SEPPO_SD15, SEE_SEPPO], [SEPPO_CODE, SEE_BETA, PICK_A_PIC];
-    "spin-sd15": "docs/methods.md section 4.5", [SPIN_SD15], [SPIN_CODE, PICK_A_PIC];
-    "see-spin-sd15": "docs/methods.md sections 3 and 4.5", [SPIN_SD15, SEE], [SPIN_CODE, PICK_A_PIC];
-    "sft-sd15": "docs/methods.md section 4.5", [SFT_SD15], [SFT_CODE, PICK_A_PIC];
+    "seppo-sd15": "docs/methods.md section 4.4", [SEPPO_SD15, SEPPO_FULL], [SEPPO_CODE, WHOLE, SNAPSHOTS, PICK_A_PIC];
+    "see-seppo-sd15": "docs/methods.md sections 3 and 4.4", [SEPPO_SD15, SEPPO_FULL, SEE_SEPPO],
+        [SEPPO_CODE, SEE_BETA, WHOLE, SNAPSHOTS, PICK_A_PIC];
+    "seppo-lora-sd15": "docs/methods.md section 4.4", [SEPPO_SD15, LORA_8], [SEPPO_CODE, PICK_A_PIC];
+    "see-seppo-lora-sd15": "docs/methods.md sections 3 and 4.4", [SEPPO_SD15, LORA_8, SEE_SEPPO],
+        [SEPPO_CODE, SEE_BETA, PICK_A_PIC];
+    "spin-sd15": "docs/methods.md section 4.5", [SPIN_SD15, FULL], [SPIN_CODE, WHOLE, PICK_A_PIC];
+    "see-spin-sd15": "docs/methods.md sections 3 and 4.5", [SPIN_SD15, FULL, SEE], [SPIN_CODE, WHOLE, PICK_A_PIC];
+    "spin-lora-sd15": "docs/methods.md section 4.5", [SPIN_SD15, LORA_8], [SPIN_CODE, LORA_FOR_FULL, PICK_A_PIC];
+    "see-spin-lora-sd15": "docs/methods.md sections 3 and 4.5", [SPIN_SD15, LORA_8, SEE],
+        [SPIN_CODE, LORA_FOR_FULL, PICK_A_PIC];
+    "sft-sd15": "docs/methods.md section 4.5", [DIFFUSION_DPO_SD15, SFT_SD15, FULL],
+        [SFT_CODE, DPO_RATE, WHOLE, PICK_A_PIC];
+    "sft-lora-sd15": "docs/methods.md section 4.5", [SFT_LORA_SD15], [SFT_CODE, PICK_A_PIC];
     "spo-emoji": "tuned on the built-in model", [EMOJI, EMOJI_SPO], [];
     "see-spo-emoji": "tuned on the built-in model", [EMOJI, EMOJI_SPO, SEE_EMOJI], [];
     "d3po-emoji": "tuned on the built-in model", [EMOJI, EMOJI_D3PO], [];
@@ -136,6 +154,9 @@ mod tests {
             assert!(warnings.is_empty(), "{}: {warnings:?}", preset.name);
             assert_eq!(config.entropy.gamma > 0.0, preset.name.starts_with("see-"));
             assert!(preset.name.contains(method.name), "{}", preset.name);
+            // What is published as full fine-tuning, and the methods on image files were, says so where it is not.
+            let whole = method.pairs.from_files() && preset.name.contains("-sd") && !preset.name.contains("-lora-");
+            assert_eq!(config.finetuning_type == "full", whole, "{}", preset.name);
         }
         assert!(Preset::by_name("sdxl").unwrap_err().to_string().contains("see-spo-sd15"));
     }

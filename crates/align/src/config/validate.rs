@@ -8,6 +8,7 @@ use crate::method::{Method, PairsFrom};
 use crate::objective::EntropyForm;
 use crate::optimizer::{LrSchedule, Optimizer};
 use crate::watch::WatchAction;
+use seedpo_model::FinetuningType;
 use std::fmt::Debug;
 
 fn require(ok: bool, key: &str, found: impl Debug) -> Result<()> {
@@ -134,6 +135,11 @@ impl TrainConfig {
         require(!self.lora_targets.is_empty(), "lora_targets", &self.lora_targets)?;
         require(Optimizer::NAMES.contains(&self.optimizer.as_str()), "optimizer", &self.optimizer)?;
         require((0.0..1.0).contains(&self.ema_decay), "ema_decay", self.ema_decay)?;
+        if self.finetuning()? == FinetuningType::Full && self.dtype == "f16" {
+            let expected =
+                "auto, f32 or bf16: gradients of whole weights underflow in f16 (finetuning_type = full)".into();
+            return Err(Error::Setting { key: "dtype".into(), expected, found: "f16".into() });
+        }
         require(self.lr_num_cycles >= 1, "lr_num_cycles", self.lr_num_cycles)?;
         require(self.lr_power.is_finite() && self.lr_power > 0.0, "lr_power", self.lr_power)?;
         LrSchedule::from_settings(self).map(|_| ())

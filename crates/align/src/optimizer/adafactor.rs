@@ -115,6 +115,15 @@ impl Adafactor {
         Ok(())
     }
 
+    /// Bytes of the moments.
+    pub fn state_bytes(&self) -> u64 {
+        let numbers = |moment: &Moment| match moment {
+            Moment::Whole(second) => second.numel(),
+            Moment::Factored { row, column } => row.numel() + column.numel(),
+        };
+        self.moments.iter().map(|moment| 4 * numbers(moment) as u64).sum()
+    }
+
     /// The state as tensors: `row.<name>` and `column.<name>`, or `second.<name>`, on the CPU, and `steps`.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let mut state = BTreeMap::from([("steps".to_string(), Tensor::from_slice(&[self.steps as i64]))]);

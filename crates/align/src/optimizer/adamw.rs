@@ -71,6 +71,11 @@ impl AdamW {
         Ok(())
     }
 
+    /// Bytes of the moments.
+    pub fn state_bytes(&self) -> u64 {
+        self.first.iter().chain(&self.second).map(|moment| 4 * moment.numel() as u64).sum()
+    }
+
     /// The state as tensors: `first.<name>`, `second.<name>` (shapes of the parameters, on the CPU) and `steps` (i64, one number).
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let mut state = BTreeMap::from([("steps".to_string(), Tensor::from_slice(&[self.steps as i64]))]);

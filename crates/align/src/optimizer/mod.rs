@@ -67,6 +67,14 @@ impl Optimizer {
         }
     }
 
+    /// Bytes of the state's tensors.
+    pub fn state_bytes(&self) -> u64 {
+        match self {
+            Self::AdamW(optimizer) => optimizer.state_bytes(),
+            Self::Adafactor(optimizer) => optimizer.state_bytes(),
+        }
+    }
+
     /// The state as tensors, on the CPU.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         match self {

@@ -1,9 +1,11 @@
 //! The settings as they take effect, and what they will cost.
 
 use super::Trainer;
+use super::state::samples_itself;
 use crate::error::Result;
 use crate::method::{Likelihood, PairsFrom, ReferencePolicy};
 use crate::observer::EffectiveSettings;
+use seedpo_model::FinetuningType;
 
 impl Trainer<'_> {
     /// Everything worth knowing before a run, measured where that is cheap: one U-Net pass is timed.
@@ -88,11 +90,16 @@ impl Trainer<'_> {
         line("learning rate", format!("{rate:e}, {}, warm-up {warmup}, {}", config.lr_scheduler, config.optimizer));
         let safeguard = if config.safeguard { format!(", safeguard {}", config.safeguard_mu) } else { String::new() };
         line("guard", format!("{}{safeguard}", config.guard));
-        let alpha = config.alpha();
-        line(
-            "adapter",
-            format!("LoRA rank {}, alpha {alpha}, {} parameters", config.rank, self.adapter.parameter_count()),
-        );
+        let (count, alpha) = (self.weights.parameter_count(), config.alpha());
+        match self.weights.finetuning_type() {
+            FinetuningType::Lora => {
+                line("adapter", format!("LoRA rank {}, alpha {alpha}, {count} parameters", config.rank));
+            }
+            FinetuningType::Full => {
+                line("fine-tuning", format!("full: all {count} parameters of the U-Net, f32"));
+                line("disk", self.disk_line());
+            }
+        }
         let length = |n: u64, unit: &str| if n == 0 { String::new() } else { format!("{n} {unit}") };
         let lengths = [length(config.max_train_steps, "updates"), length(config.num_train_epochs, "epochs")];
         line("length", lengths.iter().filter(|s| !s.is_empty()).cloned().collect::<Vec<_>>().join(" or "));
@@ -112,6 +119,53 @@ impl Trainer<'_> {
             start_step: self.position.step,
             total_steps: total,
         })
+    }
+
+    /// What checkpoints of a whole U-Net take on disk.
+    fn disk_line(&self) -> String {
+        let config = &self.parts.config;
+        let kept = match config.checkpoints_total_limit {
+            0 => "all are kept".to_string(),
+            n => format!("{n} are kept"),
+        };
+        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+        let history = match self.snapshot_bytes() {
+            0 => String::new(),
+            bytes => format!(
+                "; a snapshot of {:.2} GiB every {} updates, in reference_history/",
+                gib(bytes),
+                config.reference_save_steps
+            ),
+        };
+        format!("{:.2} GiB per checkpoint, {kept}{history}", gib(self.checkpoint_bytes()))
+    }
+
+    /// Bytes of a checkpoint's tensors.
+    fn checkpoint_bytes(&self) -> u64 {
+        let f32s = 4 * self.weights.parameter_count() as u64;
+        let average = if self.average.is_some() { f32s } else { 0 };
+        let ema = if self.method.reference == ReferencePolicy::Ema { f32s } else { 0 };
+        let sampled = samples_itself(&self.parts.config, &self.method);
+        let rollout = if sampled { self.weights_bytes() } else { 0 };
+        f32s + average + ema + rollout + self.optimizer.state_bytes()
+    }
+
+    /// Bytes of the policy in the number type it computes in.
+    fn weights_bytes(&self) -> u64 {
+        self.weights.parameter_count() as u64 * self.parts.model.unet.kind().elt_size_in_bytes() as u64
+    }
+
+    /// Bytes of a snapshot that the reference policy is read from; 0 where none is.
+    fn snapshot_bytes(&self) -> u64 {
+        if self.references.reads_snapshots() { self.weights_bytes() } else { 0 }
+    }
+
+    /// Bytes that a run of whole weights will hold besides what its pieces do: the policy that drew an iteration's samples,
+    /// and a past one.
+    pub(super) fn later_bytes(&self) -> u64 {
+        let whole = self.weights.finetuning_type() == FinetuningType::Full;
+        let sampled = whole && samples_itself(&self.parts.config, &self.method);
+        self.snapshot_bytes() + if sampled { self.weights_bytes() } else { 0 }
     }
 
     /// Pairs of one step each that run at once; D3PO's are joined over steps.

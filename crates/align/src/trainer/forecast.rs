@@ -40,6 +40,7 @@ impl Trainer<'_> {
             pieces.push(self.piece(&bench, piece, rows, full, at_rest, capacity)?);
         }
         let peak = pieces.iter().map(|measured| measured.full.peak).max().unwrap_or(0);
+        let peak = peak + self.later_bytes();
         let peak = if device.is_cuda() { peak } else { peak.max(peak_rss_bytes()) };
         let wanted = full || capacity.is_some_and(|bytes| peak > bytes);
         let checkpointed = (wanted && !self.parts.config.gradient_checkpointing)

@@ -107,12 +107,12 @@ impl Trainer<'_> {
             steps.pop();
         }
         let checkpoint = steps.last().map(|step| Checkpoint::of_step(run.path(), *step)).transpose()?;
-        let state = State::load(&self.parts.config, &self.method, self.parts.model, checkpoint)?;
+        let state = State::load(&self.parts.config, &self.method, self.parts.model, run.path(), checkpoint)?;
         let step = state.position.step;
         Checkpoint::discard_after(run.path(), step);
         run.roll_back(step)?;
         self.guard.rolled_back_to(state.guard);
-        (self.adapter, self.rollout_adapter, self.optimizer) = (state.adapter, state.rollout_adapter, state.optimizer);
+        (self.weights, self.rollout, self.optimizer) = (state.weights, state.rollout, state.optimizer);
         (self.average, self.references) = (state.average, state.references);
         (self.position, self.saved, self.rolled_back_to) = (state.position, state.saved, Some(step));
         (self.rewards_before, self.rewards) = (state.rewards.clone(), state.rewards);
@@ -122,7 +122,7 @@ impl Trainer<'_> {
         self.encoded_pairs = None;
         self.restore_gamma()?;
         if self.saved.is_some() {
-            self.save_adapter()?;
+            self.save_result()?;
         }
         self.keep_best()?;
         Ok(step)

@@ -6,6 +6,7 @@ use super::reference::Reference;
 use super::renoise::renoised;
 use super::rollout::RolloutContext;
 use super::samples::{Pairs, Samples};
+use super::state::samples_itself;
 use super::stream::Slot;
 use super::tally::{Means, Tally};
 use super::{BARREN_LIMIT, Finished, Trainer, on_policy};
@@ -16,7 +17,7 @@ use crate::metrics::{Record, UpdateMetrics, summary};
 use crate::objective::{PairBatch, accumulate_step_pairs};
 use crate::observer::{Observer, Phase};
 use crate::optimizer::clip_grad_norm;
-use seedpo_model::{Adapter, Conditioning, Policy};
+use seedpo_model::{Conditioning, Policy, PolicyWeights};
 use seedpo_rollout::GuidedPolicy;
 use seedpo_tensor::NoiseKey;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,8 +31,8 @@ pub(super) struct Iteration<'t> {
     pub(super) slots: Vec<Slot>,
     pub(super) texts: Vec<&'t str>,
     pub(super) conditioning: Conditioning,
-    /// The merged adapter that drew the samples; none where nothing was sampled.
-    pub(super) merged: Option<Adapter>,
+    /// The weights that drew the samples, an adapter merged; none where nothing was sampled.
+    pub(super) merged: Option<PolicyWeights>,
 }
 
 impl Trainer<'_> {
@@ -39,7 +40,10 @@ impl Trainer<'_> {
     pub(super) fn iteration(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Finished> {
         let index = self.position.iteration;
         if self.position.updates_done == 0 {
-            self.rollout_adapter = self.adapter.detached();
+            // The last one's memory first.
+            self.rollout = None;
+            let samples = samples_itself(&self.parts.config, &self.method);
+            self.rollout = samples.then(|| self.weights.snapshot()).transpose()?;
         }
         if let Some(store) = self.parts.store.clone() {
             return self.replay(&store, index, observer, stop);
@@ -58,8 +62,9 @@ impl Trainer<'_> {
         }
         // The log-probabilities of single samples are trained against: merged weights would round them otherwise.
         let alone = self.method.pairs == PairsFrom::Samples;
+        let rollout = self.rollout.as_ref().unwrap_or(&self.weights);
         let merged =
-            if alone { self.rollout_adapter.detached() } else { self.rollout_adapter.merge(&self.parts.model.unet)? };
+            if alone { rollout.to_device(self.parts.model.device()) } else { rollout.merged(self.parts.model) }?;
         let samples = self.draw(&slots, &texts, &conditioning, &merged, observer, stop)?;
         let samples = self.with_advantages(samples, &slots);
         let transition = self.method.likelihood == Likelihood::Transition;
@@ -68,13 +73,13 @@ impl Trainer<'_> {
         self.updates(&this, &samples, observer, stop)
     }
 
-    /// Samples and judges the pairs of `slots` with a merged adapter.
+    /// Samples and judges the pairs of `slots` with weights as they sample fastest.
     pub(super) fn draw(
         &self,
         slots: &[Slot],
         texts: &[&str],
         conditioning: &Conditioning,
-        merged: &Adapter,
+        merged: &PolicyWeights,
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<Samples> {
@@ -129,7 +134,7 @@ impl Trainer<'_> {
             }
             if let Turn::Applied(_) = turned {
                 self.position.step += 1;
-                self.references.follow(self.position.step, &self.adapter)?;
+                self.references.follow(self.position.step, &self.weights, self.parts.model)?;
             }
             self.position.updates_done += 1;
             if turn + 1 == groups.len() {
@@ -186,7 +191,7 @@ impl Trainer<'_> {
         let started = Instant::now();
         let config = &self.parts.config;
         let order = NoiseKey::new(self.data_seed(), "time-order").epoch(this.index);
-        let reference = self.references.draw(self.position.step, self.parts.model.device());
+        let reference = self.references.draw(self.position.step, self.parts.model)?;
         let batches = samples.pairs.batches(group, config.train_batch_size as usize, config.micro_batch(), order)?;
         if !self.checked_on_policy && self.position.updates_done == 0 {
             self.check_on_policy(this, &batches[0])?;
@@ -218,7 +223,7 @@ impl Trainer<'_> {
             * self.guard.learning_rate_factor();
         self.optimizer.step(&gradients, lr)?;
         if let Some(average) = &mut self.average {
-            average.step(&self.adapter, self.position.step + 1)?;
+            average.step(&self.weights, self.position.step + 1)?;
         }
         let mut metrics = self.metrics(this, samples, means, first);
         metrics.grad_norm = grad_norm;
@@ -243,11 +248,11 @@ impl Trainer<'_> {
         for (_, parameter) in self.optimizer.parameters() {
             parameter.shallow_clone().zero_grad();
         }
-        let guided = |adapter| {
-            GuidedPolicy::new(Policy::new(self.parts.model, adapter), &this.conditioning, config.guidance_scale)
+        let guided = |weights| {
+            GuidedPolicy::new(Policy::of(self.parts.model, weights), &this.conditioning, config.guidance_scale)
         };
-        let policy = guided(Some(&self.adapter)).with_checkpointing(config.gradient_checkpointing);
-        let reference = guided(reference.adapter.as_ref());
+        let policy = guided(Some(&self.weights)).with_checkpointing(config.gradient_checkpointing);
+        let reference = guided(reference.weights.as_ref());
         let branches = if config.guidance_scale == 1.0 { 1 } else { 2 };
         let total: usize = batches.iter().map(PairBatch::len).sum();
         let (mut tally, mut done, mut passes) = (Tally::default(), 0, 0);
@@ -266,11 +271,11 @@ impl Trainer<'_> {
         Ok((tally, passes))
     }
 
-    /// The accumulated gradients; zeros where every pair of the update was clipped on both sides.
+    /// The accumulated gradients themselves, not copies; zeros where every pair of the update was clipped on both sides.
     fn gradients(&self) -> Vec<Tensor> {
         let of = |parameter: &Tensor| {
             let grad = parameter.grad();
-            if grad.defined() { grad.copy() } else { parameter.detach().zeros_like() }
+            if grad.defined() { grad } else { parameter.detach().zeros_like() }
         };
         self.optimizer.parameters().iter().map(|(_, parameter)| of(parameter)).collect()
     }
@@ -280,8 +285,8 @@ impl Trainer<'_> {
         let (config, model) = (&self.parts.config, self.parts.model);
         let indices: Vec<usize> = (0..batch.len().min(config.micro_batch())).collect();
         let guided =
-            |adapter| GuidedPolicy::new(Policy::new(model, Some(adapter)), &this.conditioning, config.guidance_scale);
-        let (training, rollout) = (guided(&self.adapter), guided(merged));
+            |weights| GuidedPolicy::new(Policy::of(model, Some(weights)), &this.conditioning, config.guidance_scale);
+        let (training, rollout) = (guided(&self.weights), guided(merged));
         on_policy::check(
             &training,
             &rollout,

@@ -16,20 +16,18 @@ mod renoise;
 mod replay;
 mod rollout;
 mod samples;
+mod saving;
 mod sources;
 mod state;
 mod stream;
 mod tally;
 mod watching;
 
-use crate::best::{CheckpointMetric, best_checkpoint, write_best};
-use crate::checkpoint::{
-    ADAPTER_FILE, Checkpoint, EMA_ADAPTER_FILE, GUARD_FILE, Position, REWARDS_FILE, ROLLOUT_ADAPTER_FILE,
-};
+use crate::checkpoint::{Checkpoint, Position};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::guard::{Guard, GuardOptions};
-use crate::method::{Method, PairsFrom};
+use crate::method::{Method, ReferencePolicy};
 use crate::metrics::Record;
 use crate::objective::{Objective, RewardHistory};
 use crate::observer::Observer;
@@ -40,12 +38,11 @@ use embeddings::Embeddings;
 use reference::References;
 pub use replay::DrawnPair;
 use seedpo_judge::Judge;
-use seedpo_model::adapter::{KOHYA_FILE_NAME, LoraConfig, LoraInit};
-use seedpo_model::{Adapter, DiffusionModel};
+use seedpo_model::adapter::{LoraConfig, LoraInit};
+use seedpo_model::{Adapter, DiffusionModel, FinetuningType, PolicyWeights};
 use seedpo_rollout::Ddim;
-use seedpo_tensor::files::write_atomic;
 use state::{Average, State};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 pub use stream::{PromptStream, Slot};
@@ -69,7 +66,8 @@ pub struct Parts<'a> {
     pub image_pairs: Option<Arc<seedpo_data::Pairs>>,
     /// Stored rollouts to train on in place of sampling; `prompts` are its prompts.
     pub store: Option<Arc<crate::store::Store>>,
-    /// The frozen base model, which is also the reference policy.
+    /// The frozen base model, which is also the reference policy. Its U-Net may be without weights
+    /// ([`seedpo_model::LoadOptions::unet_weights`]) where a whole U-Net is trained and nothing is compared with the base.
     pub model: &'a DiffusionModel,
     /// The judge that is trained on.
     pub judge: &'a dyn Judge,
@@ -79,7 +77,7 @@ pub struct Parts<'a> {
     pub run: RunDir,
 }
 
-/// A training run: policy (base + adapter), optimizer, position.
+/// A training run: policy (the base with an adapter, or with another U-Net), optimizer, position.
 pub struct Trainer<'a> {
     parts: Parts<'a>,
     method: Method,
@@ -91,12 +89,12 @@ pub struct Trainer<'a> {
     latent_shape: Vec<i64>,
     embeddings: Embeddings,
     encoded_pairs: Option<EncodedPairs>,
-    adapter: Adapter,
+    weights: PolicyWeights,
     optimizer: Optimizer,
     average: Option<Average>,
     position: Position,
-    /// The adapter (unmerged) that draws, or drew, the current iteration's samples.
-    rollout_adapter: Adapter,
+    /// The weights (an adapter unmerged) that draw, or drew, the current iteration's samples.
+    rollout: Option<PolicyWeights>,
     references: References,
     /// The newest checkpoint on disk and its step.
     saved: Option<(u64, PathBuf)>,
@@ -124,14 +122,17 @@ const BARREN_LIMIT: u32 = 25;
 ///
 /// Errors: settings out of range, no prompts, steps without noise, a resolution or adapter that does not fit the model.
 pub fn check(config: &TrainConfig, prompts: &[String], model: &DiffusionModel) -> Result<()> {
-    config.validate()?;
+    let (method, _) = config.validate()?;
     if prompts.is_empty() {
         let expected = "at least one prompt".into();
         return Err(Error::Setting { key: "prompts".into(), expected, found: "none".into() });
     }
     check_density(&Ddim::new(&model.schedule, config.steps as usize, config.eta)?)?;
     latent_shape(config, model)?;
-    Adapter::lora(&model.unet, &lora_config(config), config.seed)?;
+    match config.finetuning()? {
+        FinetuningType::Lora => drop(Adapter::lora(&model.unet, &lora_config(config), config.seed)?),
+        FinetuningType::Full => check_base(&method, model)?,
+    }
     Ok(())
 }
 
@@ -147,8 +148,8 @@ impl<'a> Trainer<'a> {
         let schedule = LrSchedule::from_settings(config)?;
         let stream = PromptStream::new(config.seed, 1, 1, 1);
         let latent_shape = latent_shape(config, model)?;
-        let State { adapter, rollout_adapter, references, optimizer, average, position, guard, rewards, saved } =
-            State::load(config, &method, model, checkpoint)?;
+        let State { weights, rollout, references, optimizer, average, position, guard, rewards, saved } =
+            State::load(config, &method, model, parts.run.path(), checkpoint)?;
         let guard = Guard::new(GuardOptions::from_settings(config)?, guard);
         let scale = model.vae.config().scale_factor();
         let embeddings = Embeddings::new(model, (latent_shape[1] * scale, latent_shape[2] * scale))?;
@@ -166,11 +167,11 @@ impl<'a> Trainer<'a> {
             latent_shape,
             embeddings,
             encoded_pairs: None,
-            adapter,
+            weights,
             optimizer,
             average,
             position,
-            rollout_adapter,
+            rollout,
             references,
             saved,
             guard,
@@ -191,9 +192,9 @@ impl<'a> Trainer<'a> {
         self.position
     }
 
-    /// The adapter being trained.
-    pub fn adapter(&self) -> &Adapter {
-        &self.adapter
+    /// What is being trained.
+    pub fn weights(&self) -> &PolicyWeights {
+        &self.weights
     }
 
     /// Trains to the end, or until `stop` is set.
@@ -216,7 +217,7 @@ impl<'a> Trainer<'a> {
     fn run_loop(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Finished> {
         // A kill between a checkpoint and the adapter at the top of the run folder leaves the latter an update behind.
         if self.saved.is_some() {
-            self.save_adapter()?;
+            self.save_result()?;
             self.keep_best()?;
         }
         // Before training; or what a stop during the previews of this update left out.
@@ -260,59 +261,6 @@ impl<'a> Trainer<'a> {
         self.watch_stopped || self.reached_max_steps() || self.stream.iteration(self.position.iteration).is_empty()
     }
 
-    /// The adapter at the top of the run folder, in diffusers' layout and in kohya's, and its average.
-    fn save_adapter(&self) -> Result<()> {
-        let run = &self.parts.run;
-        if let Some(average) = &self.average {
-            average.adapter.save(&run.path().join(EMA_ADAPTER_FILE))?;
-        }
-        self.adapter.save(&run.adapter())?;
-        Ok(self.adapter.save_kohya(&run.path().join(KOHYA_FILE_NAME))?)
-    }
-
-    /// Writes a checkpoint of the current position and updates the adapter at the top of the run folder.
-    fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        if self.saved.as_ref().is_some_and(|(step, _)| *step == self.position.step) {
-            return Ok(());
-        }
-        let run = &self.parts.run;
-        run.sync_metrics();
-        let within_iteration = self.position.updates_done > 0;
-        let previous = self.saved.as_ref().map(|(_, folder)| folder.as_path());
-        let adapters = |folder: &Path| -> Result<()> {
-            self.adapter.save(&folder.join(ADAPTER_FILE))?;
-            if within_iteration {
-                self.rollout_adapter.save(&folder.join(ROLLOUT_ADAPTER_FILE))?;
-            }
-            if let Some(average) = &self.average {
-                average.adapter.save(&folder.join(EMA_ADAPTER_FILE))?;
-            }
-            if self.method.pairs == PairsFrom::Samples {
-                let rewards = if within_iteration { &self.rewards_before } else { &self.rewards };
-                let text = serde_json::to_string(rewards).unwrap_or_default();
-                write_atomic(&folder.join(REWARDS_FILE), text.as_bytes())?;
-            }
-            let guard = serde_json::to_string_pretty(&self.guard.state).unwrap_or_default();
-            write_atomic(&folder.join(GUARD_FILE), guard.as_bytes())?;
-            self.references.save(folder, previous)
-        };
-        let folder = Checkpoint::save(run.path(), self.position, &self.optimizer.state(), adapters)?;
-        self.save_adapter()?;
-        self.keep_best()?;
-        self.saved = Some((self.position.step, folder.clone()));
-        observer.on_checkpoint(self.position.step, &folder).map_err(Error::Observer)
-    }
-
-    /// Notes the best checkpoint, and deletes what is neither that nor among the newest.
-    fn keep_best(&self) -> Result<()> {
-        let (config, run) = (&self.parts.config, &self.parts.run);
-        let metric = CheckpointMetric::from_setting(&config.checkpoint_metric)?;
-        let best = metric.map(|metric| best_checkpoint(run, metric, config.checkpointing_steps)).transpose()?.flatten();
-        write_best(run.path(), best.as_ref())?;
-        Checkpoint::prune(run.path(), config.checkpoints_total_limit, best.map(|best| best.step));
-        Ok(())
-    }
-
     /// The error with its place and what is intact.
     fn located(&self, error: Error) -> Error {
         let Position { step, iteration, .. } = self.position;
@@ -332,6 +280,15 @@ impl<'a> Trainer<'a> {
 fn previewed_step(run: &RunDir, step: u64) -> Result<Option<u64>> {
     let found = run.records()?.iter().any(|record| matches!(record, Record::Preview(m) if m.step == step));
     Ok(found.then_some(step))
+}
+
+/// What is compared with the base needs its weights.
+fn check_base(method: &Method, model: &DiffusionModel) -> Result<()> {
+    if method.reference == ReferencePolicy::None || !model.unet.parameters().is_empty() {
+        return Ok(());
+    }
+    let expected = format!("with weights: method {} compares the policy with it", method.name);
+    Err(Error::Input { what: "the base's U-Net".into(), expected, found: "one without".into() })
 }
 
 /// Every step must be random: a step without noise has no likelihood.

@@ -61,8 +61,8 @@ impl Trainer<'_> {
         stop: &AtomicBool,
     ) -> Result<(Tensor, Cost)> {
         let (config, model) = (&self.parts.config, self.parts.model);
-        let merged = reference.adapter.as_ref().map(|adapter| adapter.merge(&model.unet)).transpose()?;
-        let policy = Policy::new(model, merged.as_ref());
+        let merged = reference.weights.as_ref().map(|weights| weights.merged(model)).transpose()?;
+        let policy = Policy::of(model, merged.as_ref());
         let inner = GuidedPolicy::new(policy, &this.conditioning, config.sampling_guidance());
         let predictor = Interruptible { inner, stop };
         let chunk = config.rollout_batch_size as usize;

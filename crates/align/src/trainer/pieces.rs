@@ -7,17 +7,17 @@ use crate::forecast::{Cost, Piece};
 use crate::method::{Likelihood, PairsFrom, ReferencePolicy};
 use crate::objective::{Clip, Objective, PairBatch, PairLatents, accumulate_step_pairs};
 use seedpo_judge::to_u8;
-use seedpo_model::{Adapter, Conditioning, Policy};
+use seedpo_model::{Conditioning, Policy, PolicyWeights};
 use seedpo_rollout::{GuidedPolicy, NoisePredictor, initial_noise};
 use seedpo_tensor::NoiseKey;
 use seedpo_tensor::memory::{PeakMeter, cpu_seconds};
 use std::time::Instant;
 use tch::Tensor;
 
-/// What the measured pieces share: one prompt, the merged adapter of a rollout, and one preference pair.
+/// What the measured pieces share: one prompt, the weights of a rollout, and one preference pair.
 pub(super) struct Bench {
     conditioning: Conditioning,
-    merged: Adapter,
+    merged: PolicyWeights,
     /// x_t `[1, C, h, w]`.
     latents: Tensor,
     pair: PairBatch,
@@ -27,7 +27,7 @@ impl Trainer<'_> {
     pub(super) fn bench(&mut self) -> Result<Bench> {
         let model = self.parts.model;
         let conditioning = self.embeddings.conditioning(model, &[self.parts.prompts[0].as_str()])?;
-        let merged = self.adapter.merge(&model.unet)?;
+        let merged = self.weights.merged(model)?;
         let key = NoiseKey::new(0, "forecast");
         let latents = initial_noise(&[key], &self.latent_shape).to_device(model.device());
         let pair = match self.method.pairs {
@@ -45,7 +45,7 @@ impl Trainer<'_> {
     }
 
     /// A pair of steps as a rollout draws them, or of noised latents where the likelihood is the denoising error.
-    fn drawn_pair(&self, conditioning: &Conditioning, merged: &Adapter, latents: &Tensor) -> Result<PairBatch> {
+    fn drawn_pair(&self, conditioning: &Conditioning, merged: &PolicyWeights, latents: &Tensor) -> Result<PairBatch> {
         let timestep = self.ddim.timesteps()[0];
         if self.method.likelihood == Likelihood::DenoisingError {
             let schedule = &self.parts.model.schedule;
@@ -62,7 +62,7 @@ impl Trainer<'_> {
                 weights: None,
             });
         }
-        let policy = Policy::new(self.parts.model, Some(merged));
+        let policy = Policy::of(self.parts.model, Some(merged));
         let policy = GuidedPolicy::new(policy, conditioning, self.parts.config.guidance_scale);
         let noise_pred = tch::no_grad(|| policy.predict(latents, &[timestep], &[0]))?;
         let transition = self.ddim.transition(&[timestep], latents, &noise_pred)?;
@@ -101,7 +101,7 @@ impl Trainer<'_> {
     }
 
     fn run_sampling(&self, bench: &Bench, rows: usize) -> Result<()> {
-        let policy = Policy::new(self.parts.model, Some(&bench.merged));
+        let policy = Policy::of(self.parts.model, Some(&bench.merged));
         let policy = GuidedPolicy::new(policy, &bench.conditioning, self.parts.config.sampling_guidance());
         let x = bench.latents.repeat([rows as i64, 1, 1, 1]);
         let timesteps = vec![self.ddim.timesteps()[0]; rows];
@@ -121,10 +121,10 @@ impl Trainer<'_> {
     /// Through the very function that updates use; nothing is clipped, so that no backward pass is skipped.
     fn run_training(&self, bench: &Bench, pairs: usize, checkpointing: bool) -> Result<()> {
         let config = &self.parts.config;
-        let guided = |adapter| {
-            GuidedPolicy::new(Policy::new(self.parts.model, adapter), &bench.conditioning, config.guidance_scale)
+        let guided = |weights| {
+            GuidedPolicy::new(Policy::of(self.parts.model, weights), &bench.conditioning, config.guidance_scale)
         };
-        let policy = guided(Some(&self.adapter)).with_checkpointing(checkpointing);
+        let policy = guided(Some(&self.weights)).with_checkpointing(checkpointing);
         let batch = bench.pair.select(&vec![0; pairs])?;
         let max_rows = pairs * batch.rows_per_pair();
         let objective = Objective { clip: Clip(None), ..self.objective };

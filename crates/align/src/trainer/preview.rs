@@ -57,7 +57,7 @@ impl Trainer<'_> {
             scores,
             heldout_mean: heldout.first().map(|(_, judge)| judge.mean),
             heldout: heldout.into_iter().collect(),
-            kl_to_reference: Some(kl),
+            kl_to_reference: kl,
             measured,
             seconds: started.elapsed().as_secs_f64(),
         };
@@ -95,9 +95,10 @@ impl Trainer<'_> {
         let ddim = Ddim::new(&model.schedule, config.steps as usize, 0.0)?;
         let texts: Vec<&str> = prompts.iter().map(String::as_str).collect();
         let conditioning = self.embeddings.conditioning(model, &texts)?;
-        let merged = self.adapter.merge(&model.unet)?;
-        let guided =
-            |adapter| GuidedPolicy::new(Policy::new(model, adapter), &conditioning, config.sampling_guidance());
+        let merged = self.weights.merged(model)?;
+        let guided = |weights| GuidedPolicy::new(Policy::of(model, weights), &conditioning, config.sampling_guidance());
+        // A run that compares with nothing may have no base.
+        let has_base = !model.unet.parameters().is_empty();
         let (predictor, reference) = (Interruptible { inner: guided(Some(&merged)), stop }, guided(None));
         let rows: Vec<(usize, usize)> =
             (0..prompts.len()).flat_map(|p| (0..copies).map(move |copy| (p, copy))).collect();
@@ -115,12 +116,12 @@ impl Trainer<'_> {
             images.push(to_u8(&decode(model, trajectory.final_latents(), chunk)?)?);
             latents.push(trajectory.final_latents().flatten(1, -1));
             let first: Vec<usize> = (0..part.len()).filter(|&row| part[row].1 == 0).collect();
-            if !first.is_empty() {
+            if has_base && !first.is_empty() {
                 kl.push((self.step_kl(&predictor, &reference, &trajectory, &of, &first)?, first.len()));
             }
         }
         let prompts = kl.iter().map(|(_, count)| count).sum::<usize>().max(1);
-        let kl = kl.iter().map(|(mean, count)| mean * *count as f64).sum::<f64>() / prompts as f64;
+        let kl = has_base.then(|| kl.iter().map(|(mean, count)| mean * *count as f64).sum::<f64>() / prompts as f64);
         Ok(Drawn { images: Tensor::f_cat(&images, 0)?, latents: Tensor::f_cat(&latents, 0)?, kl })
     }
 
@@ -162,6 +163,6 @@ struct Drawn {
     images: Tensor,
     /// Clean, f32 `[P·N, C·h·w]`.
     latents: Tensor,
-    /// Per-element KL of one step to the initial policy, on the first picture of each prompt.
-    kl: f64,
+    /// Per-element KL of one step to the initial policy, on the first picture of each prompt, where there is one.
+    kl: Option<f64>,
 }

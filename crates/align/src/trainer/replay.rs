@@ -43,7 +43,7 @@ impl Trainer<'_> {
         let iterations = self.planned_iterations()?;
         let prompts = self.parts.prompts.clone();
         let mut store = Store::create(folder, self.store_settings(), self.store_origin(), &prompts, iterations)?;
-        let merged = self.adapter.merge(&self.parts.model.unet)?;
+        let merged = self.weights.merged(self.parts.model)?;
         for index in store.len() as u64..iterations {
             if stop.load(Ordering::Relaxed) {
                 return Ok(Finished::Interrupted);
@@ -76,7 +76,7 @@ impl Trainer<'_> {
         stop: &AtomicBool,
     ) -> Result<Finished> {
         let prompts = self.parts.prompts.clone();
-        let merged = self.adapter.merge(&self.parts.model.unet)?;
+        let merged = self.weights.merged(self.parts.model)?;
         for index in 0..self.planned_iterations()? {
             let slots = self.stream.iteration(index);
             let texts: Vec<&str> = slots.iter().map(|slot| prompts[slot.prompt].as_str()).collect();

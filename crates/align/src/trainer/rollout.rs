@@ -8,7 +8,7 @@ use crate::method::PairsFrom;
 use crate::objective::Preference;
 use crate::observer::{Observer, Phase};
 use seedpo_judge::{ImageBatch, Job, Judge, Pending, Pictures, StepJudge, to_u8};
-use seedpo_model::{Adapter, Conditioning, DiffusionModel, Policy};
+use seedpo_model::{Conditioning, DiffusionModel, Policy, PolicyWeights};
 use seedpo_rollout::{
     BranchOptions, Cost, Ddim, GuidedPolicy, NoisePredictor, Scores, StepPair, branch, initial_noise, sample,
     sample_pair, step_noise,
@@ -84,10 +84,10 @@ impl RolloutContext<'_> {
         slots: &[Slot],
         texts: &[&str],
         conditioning: &Conditioning,
-        (policy, guidance): (&Adapter, f64),
+        (policy, guidance): (&PolicyWeights, f64),
         observer: &mut dyn Observer,
     ) -> Result<Samples> {
-        let policy = Policy::new(self.model, Some(policy));
+        let policy = Policy::of(self.model, Some(policy));
         let inner = GuidedPolicy::new(policy, conditioning, guidance);
         let predictor = Interruptible { inner, stop: self.stop };
         let chunk = self.config.rollout_batch_size as usize;

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use seedpo_model::{Adapter, DiffusionModel};
-use seedpo_tensor::read_text;
+use seedpo_model::{DiffusionModel, FinetuningType, LoadOptions, PolicyWeights};
+use seedpo_tensor::{Kind, read_text};
 
 use super::lora_config;
 use super::reference::References;
-use crate::checkpoint::{ADAPTER_FILE, Checkpoint, EMA_ADAPTER_FILE, Position, REWARDS_FILE, ROLLOUT_ADAPTER_FILE};
+use crate::checkpoint::{Checkpoint, Position, REWARDS_FILE, Role};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::guard::GuardState;
@@ -15,20 +15,20 @@ use crate::method::Method;
 use crate::objective::RewardHistory;
 use crate::optimizer::{Ema, Optimizer};
 
-/// The trained weights averaged over updates (`ema_decay`), as an adapter of its own.
+/// The trained weights averaged over updates (`ema_decay`), as weights of their own.
 pub struct Average {
-    pub adapter: Adapter,
+    pub weights: PolicyWeights,
     ema: Ema,
 }
 
 impl Average {
-    fn new(adapter: Adapter, decay: f64) -> Self {
-        let shadows = adapter.tensors().into_iter().map(|(_, tensor)| tensor).collect();
-        Self { ema: Ema::new(shadows, decay), adapter }
+    fn new(weights: PolicyWeights, decay: f64) -> Self {
+        let shadows = weights.tensors().into_iter().map(|(_, tensor)| tensor).collect();
+        Self { ema: Ema::new(shadows, decay), weights }
     }
 
-    /// Takes in the adapter after update number `update`.
-    pub fn step(&mut self, trained: &Adapter, update: u64) -> Result<()> {
+    /// Takes in the weights after update number `update`.
+    pub fn step(&mut self, trained: &PolicyWeights, update: u64) -> Result<()> {
         let tensors = trained.tensors();
         self.ema.step(tensors.iter().map(|(_, tensor)| tensor), update)
     }
@@ -36,9 +36,10 @@ impl Average {
 
 /// Policy, optimizer, position and the guard's memory at one update.
 pub struct State {
-    pub adapter: Adapter,
-    /// The adapter (unmerged) that draws, or drew, the iteration's samples.
-    pub rollout_adapter: Adapter,
+    /// What is trained.
+    pub weights: PolicyWeights,
+    /// The weights (an adapter unmerged) that drew the samples of the iteration that the state lies within.
+    pub rollout: Option<PolicyWeights>,
     pub references: References,
     pub optimizer: Optimizer,
     pub average: Option<Average>,
@@ -56,29 +57,31 @@ impl State {
         config: &TrainConfig,
         method: &Method,
         model: &DiffusionModel,
+        run: &Path,
         checkpoint: Option<Checkpoint>,
     ) -> Result<Self> {
-        let adapter = match &checkpoint {
-            Some(checkpoint) => Adapter::load(&checkpoint.folder.join(ADAPTER_FILE), &model.unet)?,
-            None => Adapter::lora(&model.unet, &lora_config(config), config.seed)?,
+        let finetuning = config.finetuning()?;
+        let place = |c: &Checkpoint, role: Role| c.folder.join(role.place(finetuning));
+        let frozen = |c: &Checkpoint, role| PolicyWeights::load_frozen(&place(c, role), model, finetuning);
+        let weights = match &checkpoint {
+            Some(c) => PolicyWeights::load_trained(&place(c, Role::Trained), model, finetuning)?,
+            None => initial(config, model)?,
         };
-        let rollout_adapter = match &checkpoint {
-            Some(c) if c.position.updates_done > 0 => {
-                Adapter::load(&c.folder.join(ROLLOUT_ADAPTER_FILE), &model.unet)?.detached()
-            }
-            _ => adapter.detached(),
+        let rollout = match &checkpoint {
+            Some(c) if c.position.updates_done > 0 && samples_itself(config, method) => Some(frozen(c, Role::Rollout)?),
+            _ => None,
         };
         let references = match &checkpoint {
-            Some(c) => References::load(config, method, &adapter, &c.folder, c.position.step, model)?,
-            None => References::begin(config, method, &adapter),
+            Some(c) => References::load(config, method, &weights, run, (&c.folder, c.position.step), model)?,
+            None => References::begin(config, method, &weights, run)?,
         };
-        let mut optimizer = Optimizer::from_settings(config, adapter.trainable())?;
+        let mut optimizer = Optimizer::from_settings(config, weights.trainable())?;
         let average = match &checkpoint {
             _ if config.ema_decay == 0.0 => None,
-            Some(c) => Some(Adapter::load(&c.folder.join(EMA_ADAPTER_FILE), &model.unet)?.detached()),
-            None => Some(adapter.detached()),
+            Some(c) => Some(frozen(c, Role::Average)?),
+            None => Some(weights.detached()?),
         };
-        let average = average.map(|average| Average::new(average, config.ema_decay));
+        let average = average.map(|weights| Average::new(weights, config.ema_decay));
         let (mut position, mut saved, mut guard) = (Position::default(), None, GuardState::default());
         let mut rewards = RewardHistory::default();
         if let Some(checkpoint) = checkpoint {
@@ -87,8 +90,29 @@ impl State {
             rewards = read_rewards(&checkpoint.folder)?;
             saved = Some((position.step, checkpoint.folder));
         }
-        Ok(Self { adapter, rollout_adapter, references, optimizer, average, position, guard, rewards, saved })
+        Ok(Self { weights, rollout, references, optimizer, average, position, guard, rewards, saved })
     }
+}
+
+/// The weights that a run begins with: the policy is the base.
+fn initial(config: &TrainConfig, model: &DiffusionModel) -> Result<PolicyWeights> {
+    let given = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+    Ok(match config.finetuning()? {
+        FinetuningType::Lora => PolicyWeights::lora(model, &lora_config(config), config.seed)?,
+        FinetuningType::Full => {
+            let options = LoadOptions {
+                variant: given(&config.variant),
+                tokenizer: given(&config.tokenizer).map(PathBuf::from),
+                ..LoadOptions::new(model.device(), Kind::Float)
+            };
+            PolicyWeights::full(model, &options)?
+        }
+    })
+}
+
+/// Whether the run's policy draws samples of its own: not where pictures or stored rollouts are read.
+pub fn samples_itself(config: &TrainConfig, method: &Method) -> bool {
+    !method.pairs.from_files() && config.pairs_file.is_empty()
 }
 
 /// The rewards in a checkpoint's folder; none where the method keeps none. Errors: a damaged file.

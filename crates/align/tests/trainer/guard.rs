@@ -35,7 +35,7 @@ fn a_destroyed_policy_is_rolled_back_and_the_run_completes() {
     let updates = updates(&run);
     assert_eq!(updates.iter().map(|m| m.step).collect::<Vec<_>>(), (1..=8).collect::<Vec<_>>());
     assert!(updates.iter().all(|m| m.loss.is_finite() && (m.learning_rate / 1e-2 - 1.0).abs() < 1e-9));
-    assert!(trainer.adapter().trainable().iter().all(|(_, p)| p.isfinite().all().int64_value(&[]) == 1));
+    assert!(trainer.weights().trainable().iter().all(|(_, p)| p.isfinite().all().int64_value(&[]) == 1));
 }
 
 /// The data and noise after a roll-back are others: the rewards of the first iteration differ from those of a plain run.

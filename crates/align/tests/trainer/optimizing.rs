@@ -7,13 +7,6 @@ const AVERAGE: &str = "pytorch_lora_weights_ema.safetensors";
 /// Adafactor, a schedule that ends and an average: stopped after any update, all of it goes on bit for bit.
 #[test]
 fn adafactor_and_the_average_continue_bit_for_bit() {
-    struct StopAt<'a>(u64, &'a AtomicBool);
-    impl Observer for StopAt<'_> {
-        fn on_update(&mut self, metrics: &UpdateMetrics) -> Result<(), ObserverError> {
-            self.1.store(metrics.step == self.0, Ordering::SeqCst);
-            Ok(())
-        }
-    }
     let model = common::tiny_model();
     let folder = tempfile::tempdir().unwrap();
     let config = TrainConfig {

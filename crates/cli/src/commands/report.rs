@@ -6,10 +6,11 @@ use anyhow::{Context as _, Result};
 use seedpo_align::config::keys;
 use seedpo_align::{RunDir, TrainConfig};
 use seedpo_evaluate::report::{
-    GridImage, GridRow, Headline, ImageGrid, JudgeLabel, ReportData, RunSeries, SettingsGroup, diffusers_snippet,
-    write_report,
+    Aligned, GridImage, GridRow, Headline, ImageGrid, JudgeLabel, ReportData, RunSeries, SettingsGroup,
+    diffusers_snippet, write_report,
 };
 use seedpo_evaluate::stats::win_rate;
+use seedpo_model::FinetuningType;
 use seedpo_tensor::read_text;
 use toml::{Table, Value};
 
@@ -64,6 +65,10 @@ pub fn write(subject: &Path, others: &[PathBuf], path: &Path) -> Result<()> {
         subject.last.as_ref().and_then(|sheet| sheet.layout.prompts.first().cloned()).unwrap_or_default();
     let shown = subject.folder.display().to_string();
     let (steps, w) = (config.steps as usize, config.guidance_scale);
+    let aligned = match config.finetuning()? {
+        FinetuningType::Lora => Aligned::Adapter(&shown),
+        FinetuningType::Full => Aligned::UNet(&shown),
+    };
     let data = ReportData {
         title: format!("{} on {}", subject.name, model_name(config)),
         summary: String::new(),
@@ -74,7 +79,7 @@ pub fn write(subject: &Path, others: &[PathBuf], path: &Path) -> Result<()> {
         grids: pictures(&subject, &others)?.into_iter().collect(),
         command: Some(format!("seedpo train --config {shown}/config.toml --output-dir runs")),
         settings: differences(&subject, &others)?.into_iter().chain(setting_groups(config)?).collect(),
-        snippet: Some(diffusers_snippet(&config.model, &shown, &snippet_prompt, w, steps)),
+        snippet: Some(diffusers_snippet(&config.model, aligned, &snippet_prompt, w, steps)),
         environment: subject.environment.clone(),
         runs: std::iter::once(&subject).chain(&others).map(|run| run.series.clone()).collect(),
     };

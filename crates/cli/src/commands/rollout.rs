@@ -65,6 +65,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     config.max_train_steps = 0;
     config.validation_steps = 0;
     config.lr_scheduler = "constant".into();
+    // Nothing is trained: whatever it is that will be, now the policy is the base.
+    config.finetuning_type = "lora".into();
     config.model = local_model(&config.model, &config.variant, context)?;
     let start = Start::load(config, context)?;
     let planned = RunDir::planned(&start.config);

@@ -8,10 +8,10 @@ use anyhow::{Context as _, Result, anyhow};
 use seedpo_align::checkpoint::Checkpoint;
 use seedpo_align::run_dir::{RunDir, check_inputs, hash_inputs, resume_settings};
 use seedpo_align::store::Store;
-use seedpo_align::{Finished, PairsFrom, Parts, TrainConfig, Trainer, load_prompts, trainer};
+use seedpo_align::{Finished, PairsFrom, Parts, ReferencePolicy, TrainConfig, Trainer, load_prompts, trainer};
 use seedpo_data::{Options, Pairs};
 use seedpo_judge::{BackgroundJudge, Judge, JudgeSpec};
-use seedpo_model::DiffusionModel;
+use seedpo_model::{DiffusionModel, FinetuningType, LoadOptions};
 use seedpo_tensor::device::parse_device;
 use seedpo_tensor::speed::LIBTORCH_VERSION;
 use seedpo_tensor::{Device, Kind, memory};
@@ -170,6 +170,10 @@ impl Start {
             tokenizer: config.tokenizer.clone(),
         };
         let options = flags.load_options(device, context)?;
+        // A whole U-Net that is compared with nothing is the only one in memory.
+        let compares = config.resolved_method()?.reference != ReferencePolicy::None;
+        let unet_weights = compares || config.finetuning()? == FinetuningType::Lora;
+        let options = LoadOptions { unet_weights, ..options };
         let model = DiffusionModel::load(Path::new(&config.model), &options)?;
         config.dtype = kind_name(model.unet.kind()).to_owned();
         config.vae_dtype = kind_name(model.vae.kind()).to_owned();
@@ -234,7 +238,9 @@ fn train(
     match finished? {
         Finished::Completed => {
             let peak = memory::peak_rss_bytes() as f64 / (1u64 << 30) as f64;
-            context.note(&format!("done after {step} updates: the adapter is {}", run.adapter().display()));
+            let finetuning = trainer.weights().finetuning_type();
+            let what = if finetuning == FinetuningType::Full { "U-Net" } else { "adapter" };
+            context.note(&format!("done after {step} updates: the {what} is {}", run.result(finetuning).display()));
             context.note(&format!("peak memory: {peak:.2} GiB resident"));
             Ok(Outcome::Done)
         }

@@ -188,21 +188,38 @@ impl GridImage {
     }
 }
 
-/// Python code that loads a model folder and an adapter with diffusers and draws one image.
-pub fn diffusers_snippet(model: &str, adapter_folder: &str, prompt: &str, guidance_scale: f64, steps: usize) -> String {
+/// What a run has made of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aligned<'a> {
+    /// A folder with an adapter.
+    Adapter(&'a str),
+    /// A folder with a whole U-Net in `unet/`.
+    UNet(&'a str),
+}
+
+/// Python code that loads a model folder and a run's result with diffusers and draws one image.
+pub fn diffusers_snippet(model: &str, aligned: Aligned, prompt: &str, guidance_scale: f64, steps: usize) -> String {
     // JSON strings are Python strings, whatever the path or prompt holds.
     let quote = |text: &str| serde_json::Value::from(text).to_string();
     let single = [".safetensors", ".ckpt"].iter().any(|ending| model.ends_with(ending));
     let load = if single { "from_single_file" } else { "from_pretrained" };
+    let (class, put) = match aligned {
+        Aligned::Adapter(folder) => {
+            ("", format!("pipe.load_lora_weights({}, weight_name=\"pytorch_lora_weights.safetensors\")", quote(folder)))
+        }
+        Aligned::UNet(folder) => (
+            ", UNet2DConditionModel",
+            format!("pipe.unet = UNet2DConditionModel.from_pretrained({}, subfolder=\"unet\")", quote(folder)),
+        ),
+    };
     format!(
-        "from diffusers import DDIMScheduler, StableDiffusionPipeline\n\n\
+        "from diffusers import DDIMScheduler, StableDiffusionPipeline{class}\n\n\
          pipe = StableDiffusionPipeline.{load}({}, safety_checker=None)\n\
          pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)\n\
-         pipe.load_lora_weights({}, weight_name=\"pytorch_lora_weights.safetensors\")\n\
+         {put}\n\
          image = pipe({}, num_inference_steps={steps}, guidance_scale={guidance_scale}).images[0]\n\
          image.save(\"aligned.png\")\n",
         quote(model),
-        quote(adapter_folder),
         quote(prompt)
     )
 }
@@ -276,7 +293,7 @@ mod tests {
 
     #[test]
     fn the_snippet_quotes_what_it_is_given() {
-        let code = diffusers_snippet("a \"b\"", "C:\\runs", "red\napple", 5.0, 20);
+        let code = diffusers_snippet("a \"b\"", Aligned::Adapter("C:\\runs"), "red\napple", 5.0, 20);
         assert!(code.contains(r#""a \"b\"""#) && code.contains(r#""C:\\runs""#) && code.contains(r#""red\napple""#));
         assert!(code.contains("guidance_scale=5)") && code.contains("num_inference_steps=20"), "{code}");
     }

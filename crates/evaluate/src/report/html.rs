@@ -185,7 +185,7 @@ fn use_it(out: &mut String, data: &ReportData) {
     if let Some(snippet) = &data.snippet {
         let _ = writeln!(
             out,
-            "<section>\n<h2>Use the adapter</h2>\n<p class=\"section-lead\">It is an ordinary LoRA file: diffusers takes it unchanged.</p>\n<pre tabindex=\"0\"><code>{}</code></pre>\n</section>",
+            "<section>\n<h2>Use it</h2>\n<p class=\"section-lead\">The result is in files that diffusers takes unchanged.</p>\n<pre tabindex=\"0\"><code>{}</code></pre>\n</section>",
             escape(snippet.trim_end())
         );
     }

@@ -14,7 +14,8 @@ mod html;
 mod points;
 
 pub use data::{
-    GridImage, GridRow, Headline, ImageGrid, JudgeLabel, ReportData, RunSeries, SettingsGroup, diffusers_snippet,
+    Aligned, GridImage, GridRow, Headline, ImageGrid, JudgeLabel, ReportData, RunSeries, SettingsGroup,
+    diffusers_snippet,
 };
 pub use html::render;
 

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use seedpo_model::{DiffusionModel, LoadOptions, Lora};
 use seedpo_tensor::Kind;
 
-use crate::commands::sample::{Weighted, load_lora};
+use crate::commands::sample::{Weighted, is_whole, load_lora};
 use crate::context::Context;
 use crate::failure::Outcome;
 use crate::{models, output};
@@ -18,7 +18,8 @@ pub struct Args {
     #[arg(long, value_name = "MODEL", visible_alias = "pretrained-model-name-or-path")]
     model: Option<PathBuf>,
 
-    /// Adapters, each with a weight after a colon that its change is multiplied by [default: 1].
+    /// Adapters, each with a weight after a colon that its change is multiplied by [default: 1]. With --model one of them
+    /// may be a run or checkpoint of full fine-tuning, whose U-Net then takes the place of the model's.
     #[arg(value_name = "ADAPTER[:WEIGHT]", required = true, num_args = 1.., allow_hyphen_values = false)]
     adapters: Vec<String>,
 
@@ -30,24 +31,39 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     super::check_free(&args.out)?;
-    let adapters: Vec<Weighted> = args.adapters.iter().map(|text| Weighted::parse(text)).collect();
+    let given: Vec<Weighted> = args.adapters.iter().map(|text| Weighted::parse(text)).collect();
+    let (whole, adapters): (Vec<_>, Vec<_>) = given.into_iter().partition(|adapter| is_whole(&adapter.path));
+    if let Some(first) = whole.first() {
+        let place = first.path.display();
+        ensure!(args.model.is_some(), "{place}: holds a whole U-Net; expected --model, the model it is to be put into");
+        ensure!(whole.len() == 1, "{place}: expected one whole U-Net at most, found {}", whole.len());
+        ensure!(first.weight == 1.0, "{place}: expected no weight on a whole U-Net, found {}", first.weight);
+    }
+    let count = whole.len() + adapters.len();
     match &args.model {
         None => {
             let load = |adapter: &Weighted| Ok((super::open(&adapter.path)?.into_lora(false)?, adapter.weight));
             let merged = Lora::combined(&adapters.iter().map(load).collect::<Result<Vec<_>>>()?)?;
             merged.save(&args.out)?;
         }
-        Some(model) => merge_into(model, &adapters, &args.out, context)?,
+        Some(model) => merge_into(model, whole.first(), &adapters, &args.out, context)?,
     }
-    output::print(&format!("{}: {} adapter(s) merged\n", args.out.display(), adapters.len()))?;
+    output::print(&format!("{}: {count} adapter(s) merged\n", args.out.display()))?;
     Ok(Outcome::Done)
 }
 
-/// Writes the model with the adapters in its weights. Computed in f32; stored in --dtype.
-fn merge_into(model: &Path, adapters: &[Weighted], out: &Path, context: &Context) -> Result<()> {
+/// Writes the model with the adapters in its weights, or in those of a whole U-Net. Computed in f32; stored in --dtype.
+fn merge_into(
+    model: &Path,
+    whole: Option<&Weighted>,
+    adapters: &[Weighted],
+    out: &Path,
+    context: &Context,
+) -> Result<()> {
     let options = context.load_options_or(context.device_or("cpu")?, "f32")?;
     let kind = options.kind;
-    let options = LoadOptions { kind: Kind::Float, vae_kind: Kind::Float, ..options };
+    let unet = whole.map(|whole| whole.path.clone());
+    let options = LoadOptions { kind: Kind::Float, vae_kind: Kind::Float, unet, ..options };
     let model = DiffusionModel::load(&models::find(Some(model), context)?, &options)?;
     let load = |adapter: &Weighted| Ok((load_lora(&adapter.path, &model)?, adapter.weight));
     let combined = Lora::combined(&adapters.iter().map(load).collect::<Result<Vec<_>>>()?)?;

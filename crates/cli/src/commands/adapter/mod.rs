@@ -19,6 +19,7 @@ Examples:
   seedpo adapter convert runs/see-spo ink.safetensors --to kohya    for A1111, ComfyUI, sd-scripts
   seedpo adapter convert ink.safetensors lora.safetensors --to diffusers --ignore-unsupported
   seedpo adapter merge --model path/to/sd15 runs/see-spo:0.8 merged a model folder with the adapter in its weights
+  seedpo adapter merge --model path/to/sd15 runs/full merged        a model folder with the U-Net of full fine-tuning
   seedpo adapter merge ink.safetensors:0.5 runs/see-spo both.safetensors    two adapters as one, exactly
 
 Read are LoRAs of the U-Net (linear layers and convolutions) and the text encoders in the layouts of diffusers (old and

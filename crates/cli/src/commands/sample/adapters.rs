@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use seedpo_align::UNET_FOLDER;
 use seedpo_model::adapter::resolve;
 use seedpo_model::{DiffusionModel, Lora};
 
@@ -39,9 +40,19 @@ impl Weighted {
     }
 }
 
+/// Whether a folder (a run, a checkpoint) holds a whole U-Net and no adapter.
+pub fn is_whole(path: &Path) -> bool {
+    path.join(UNET_FOLDER).join("config.json").is_file() && !resolve(path).is_file()
+}
+
 /// The LoRA of a file, or of the one in a folder (a run, a checkpoint, a peft folder), that fits `model`.
 pub fn load_lora(path: &Path, model: &DiffusionModel) -> Result<Lora> {
     let file = resolve(path);
+    let place = path.display();
+    ensure!(
+        !is_whole(path),
+        "adapter {place}: holds a whole U-Net (full fine-tuning) and no adapter; give --unet {place}"
+    );
     ensure!(file.is_file(), "adapter {}: no such file", file.display());
     Ok(Lora::load(&file, model)?)
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail, ensure};
 use seedpo_evaluate::grid::{GridOptions, grid};
 use seedpo_evaluate::png::write_png;
-use seedpo_model::{Conditioning, DiffusionModel, Policy, PromptEmbeds};
+use seedpo_model::{Conditioning, DiffusionModel, LoadOptions, Policy, PromptEmbeds};
 use seedpo_rollout::{GuidedPolicy, Sampler, SamplerKind, draw, initial_noise, step_noise};
 use seedpo_tensor::{NoiseKey, Tensor, tch};
 
@@ -20,7 +20,7 @@ use crate::failure::Outcome;
 use crate::progress::Progress;
 use crate::{images, interrupt, models, output};
 
-pub use self::adapters::{Weighted, load_lora};
+pub use self::adapters::{Weighted, is_whole, load_lora};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -50,6 +50,10 @@ pub struct Args {
     /// id (user/repo or user/repo/file.safetensors). Its weight may follow, 1 if none does; give it again to add more.
     #[arg(long, value_name = "PATH|ID[:WEIGHT]", value_parser = weighted, help_heading = "What to draw")]
     adapter: Vec<Weighted>,
+
+    /// A U-Net in place of the model's own, from full fine-tuning: a run, a checkpoint, or a folder in diffusers' layout.
+    #[arg(long, value_name = "FOLDER", help_heading = "What to draw")]
+    unet: Option<PathBuf>,
 
     /// A prompt; give it again for more.
     #[arg(long, value_name = "TEXT", conflicts_with = "prompts", help_heading = "What to draw")]
@@ -157,7 +161,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     let name = |job: &Job| args.out.join(file_name(&prompts[job.prompt], job.prompt, job.number));
     let files: Vec<PathBuf> = jobs.iter().map(name).chain(args.grid.then(|| args.out.join(images::GRID))).collect();
     let _no_grad = tch::no_grad_guard();
-    let options = context.load_options(context.device()?)?;
+    let options = LoadOptions { unet: args.unet.clone(), ..context.load_options(context.device()?)? };
     let model = DiffusionModel::load(&models::find(args.model.as_deref(), context)?, &options)?;
     let shape = args.latent_shape(&model)?;
     let sampler = Sampler::new(args.sampler, &model.schedule, args.steps, args.eta)?;
@@ -320,6 +324,7 @@ impl Painter<'_> {
                 guidance_scale: self.args.guidance_scale,
                 sampler: (self.args.sampler.to_string(), self.args.sampler.label()),
                 model: &model,
+                unet: self.args.unet.as_deref(),
                 adapters: &self.args.adapter,
                 size: (width, height),
             };

@@ -1,5 +1,7 @@
 //! What a picture remembers: text chunks for people's tools and for ours.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::adapters::Weighted;
@@ -18,6 +20,8 @@ pub struct Recipe<'a> {
     /// Our name of the sampler, and the one that picture tools show.
     pub sampler: (String, &'static str),
     pub model: &'a str,
+    /// What stands in for the model's own U-Net.
+    pub unet: Option<&'a Path>,
     pub adapters: &'a [Weighted],
     /// Width and height in pixels.
     pub size: (i64, i64),
@@ -42,6 +46,9 @@ impl Recipe<'_> {
         if self.eta > 0.0 {
             fields.push(format!("Eta: {}", self.eta));
         }
+        if let Some(unet) = self.unet {
+            fields.push(format!("U-Net: {}", quoted(&unet.display().to_string())));
+        }
         if !self.adapters.is_empty() {
             let named: Vec<String> = self.adapters.iter().map(|a| format!("{}: {}", a.name(), a.weight)).collect();
             fields.push(format!("Adapters: {}", quoted(&named.join(", "))));
@@ -58,7 +65,7 @@ impl Recipe<'_> {
         json!({
             "prompt": self.prompt, "negative_prompt": self.negative_prompt, "seed": self.seed, "number": self.number,
             "steps": self.steps, "eta": self.eta, "guidance_scale": self.guidance_scale, "sampler": self.sampler.0,
-            "model": self.model, "adapters": adapters.collect::<Vec<_>>(), "width": self.size.0, "height": self.size.1,
+            "model": self.model, "unet": self.unet, "adapters": adapters.collect::<Vec<_>>(), "width": self.size.0, "height": self.size.1,
             "seedpo": env!("CARGO_PKG_VERSION"),
         })
     }
@@ -96,6 +103,7 @@ mod tests {
             guidance_scale: 7.5,
             sampler: ("dpmpp-2m-karras".to_owned(), "DPM++ 2M Karras"),
             model: "runwayml/stable-diffusion-v1-5",
+            unet: None,
             adapters: &adapters,
             size: (640, 512),
         };
@@ -110,8 +118,10 @@ mod tests {
         );
         let settings = recipe.settings();
         assert_eq!(settings["adapters"][0], json!({"path": "styles/ink.safetensors", "weight": 0.7}));
-        let plain = Recipe { negative_prompt: "", adapters: &[], eta: 0.5, model: "a,b", ..recipe };
+        let unet = Some(Path::new("runs/full"));
+        let plain = Recipe { negative_prompt: "", adapters: &[], eta: 0.5, model: "a,b", unet, ..recipe };
         assert!(plain.parameters().starts_with("red apple\nSteps: 25"));
-        assert!(plain.parameters().contains("Model: \"a,b\", Eta: 0.5, Number: 2"));
+        assert!(plain.parameters().contains("Model: \"a,b\", Eta: 0.5, U-Net: runs/full, Number: 2"));
+        assert_eq!(plain.settings()["unet"], json!("runs/full"));
     }
 }
