@@ -66,7 +66,7 @@ pub struct Position {
     pub step: u64,
     /// The iteration (prompt batch) to continue with, from 0.
     pub iteration: u64,
-    /// Updates of that iteration already applied.
+    /// Updates of that iteration already applied or left out.
     pub updates_done: u64,
 }
 

@@ -24,6 +24,13 @@ impl Error {
     }
 }
 
+impl Error {
+    /// Whether the policy of the last finished update is worth keeping: it failed elsewhere than in its numbers.
+    pub(crate) fn leaves_policy_sound(&self) -> bool {
+        self.non_finite().is_none() && !matches!(self, Self::Diverged { .. } | Self::OffPolicy { .. })
+    }
+}
+
 /// Result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 

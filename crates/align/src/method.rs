@@ -147,7 +147,7 @@ impl PairsFrom {
 impl Method {
     /// The method called `name`.
     ///
-    /// Errors: [`Error::Setting`] listing the known names; planned methods are refused by name.
+    /// Errors: [`Error::Setting`] listing the known names.
     pub fn by_name(name: &str) -> Result<Method> {
         if let Some(method) = METHODS.iter().find(|m| m.name == name) {
             return Ok(*method);

@@ -12,7 +12,7 @@ pub struct UpdateMetrics {
     pub iteration: u64,
     /// Passes over the prompts begun so far, as a fraction.
     pub epoch: f64,
-    /// Mean pairwise loss in nats; ln 2 when policy equals reference. Ties count ln 2. SFT: the mean denoising error.
+    /// Mean pairwise loss in nats; ln 2 when policy equals reference. Ties are left out. SFT: the mean denoising error.
     pub loss: f64,
     /// Share of untied pairs whose margin is positive, in [0, 1]; 0 margins count one half.
     pub implicit_accuracy: f64,
@@ -83,7 +83,7 @@ pub struct PreviewMetrics {
     /// Every held-out judge's scores, by its name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub heldout: BTreeMap<String, Heldout>,
-    /// Per-element KL of one step to the reference policy, mean over steps of the previews' trajectories.
+    /// Per-element KL of one step to the base, whatever the reference of the loss, mean over steps of the previews' trajectories.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kl_to_reference: Option<f64>,
     /// What the observer measured on the images, e.g. diversity by name.

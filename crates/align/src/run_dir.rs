@@ -1,5 +1,7 @@
 //! The run folder (docs/architecture.md section 4): made once, never overwritten, continued by `resume`.
 
+mod rewind;
+
 use crate::checkpoint::{Checkpoint, Role};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
@@ -15,6 +17,8 @@ use toml::Table;
 
 const CONFIG_FILE: &str = "config.toml";
 const METRICS_FILE: &str = "metrics.jsonl";
+/// Held by the process that trains in the folder.
+const LOCK_FILE: &str = "run.lock";
 
 /// SHA-256 of every input file, by a name that does not depend on where it lies (`unet/config.json`, `prompts_file`).
 pub type InputHashes = BTreeMap<String, String>;
@@ -129,7 +133,8 @@ impl RunDir {
             return Ok((run, checkpoint));
         }
         let given = Path::new(resume);
-        let parent = given.parent().filter(|p| p.join(CONFIG_FILE).is_file());
+        let parent = given.parent().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
+        let parent = parent.filter(|p| p.join(CONFIG_FILE).is_file());
         if let (Some(parent), false) = (parent, given.join(CONFIG_FILE).is_file()) {
             return Ok((Self::open(parent)?, Some(Checkpoint::load(given)?)));
         }
@@ -211,24 +216,24 @@ impl RunDir {
         Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
     }
 
-    /// Drops what came after `step`: lines of metrics.jsonl, and half-written files of a killed process.
-    ///
-    /// Without a checkpoint (`None`) all lines go.
-    pub fn rewind(&self, step: Option<u64>) -> Result<()> {
-        Checkpoint::clean(&self.path);
-        self.keep_records(|record| step.is_some_and(|s| record.step() <= s))
-    }
-
-    /// Drops the lines of metrics.jsonl after `step`, except what the guard saw and did.
-    pub fn roll_back(&self, step: u64) -> Result<()> {
-        self.keep_records(|record| record.step() <= step || matches!(record, Record::Guard(_)))
-    }
-
-    fn keep_records(&self, keep: impl Fn(&Record) -> bool) -> Result<()> {
-        let kept = self.records()?.into_iter().filter(keep);
-        let lines: Vec<String> = kept.filter_map(|r| serde_json::to_string(&r).ok()).collect();
-        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-        Ok(files::write_atomic(&self.metrics(), text.as_bytes())?)
+    /// Refuses a second process that would train in this folder, for as long as the result lives; a killed process holds
+    /// nothing. Errors: [`Error::Run`] where another one does.
+    pub fn lock(&self) -> Result<fs::File> {
+        let path = self.path.join(LOCK_FILE);
+        let file = fs::OpenOptions::new().create(true).append(true).open(&path);
+        let file = file.map_err(|e| seedpo_tensor::Error::io(&path, e))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(fs::TryLockError::WouldBlock) => {
+                let reason = "another process is training in this run folder; wait for it, or stop it first".into();
+                Err(Error::Run { path: self.path.clone(), reason })
+            }
+            // A file system without locks.
+            Err(fs::TryLockError::Error(error)) => {
+                tracing::warn!(path = %path.display(), %error, "the run folder cannot be locked");
+                Ok(file)
+            }
+        }
     }
 }
 
@@ -246,6 +251,10 @@ fn config_text(config: &TrainConfig, versions: &BTreeMap<String, String>, inputs
 fn latest_run(output_dir: &Path, name: &str) -> Result<PathBuf> {
     let of_name = |path: &Path| {
         let found = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        // What a kill left of a folder under way.
+        if found.starts_with('.') {
+            return false;
+        }
         let number = found.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
         name.is_empty() || found == name || number.is_some_and(|n| n.parse::<u32>().is_ok())
     };
@@ -273,6 +282,12 @@ const FREE_KEYS: &[&str] = &[
     "checkpoint_metric",
     "dataloader_num_workers",
     "bad_rows_limit",
+    "judge_background",
+    // These change rounding at most, and an allocation that failed asks for them.
+    "train_micro_batch_size",
+    "rollout_batch_size",
+    "gradient_checkpointing",
+    "vae_slicing",
 ];
 /// Keys whose `auto` a run resolves when it begins.
 const CHOSEN_KEYS: &[&str] = &["dtype", "vae_dtype"];

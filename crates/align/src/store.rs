@@ -3,11 +3,12 @@
 //! A store is a folder: `store.json`, which says what was sampled and how, and one safetensors file per iteration, each
 //! written whole before the index names it. Training reads one file at a time.
 
+mod settings;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use seedpo_model::NoiseSchedule;
-use seedpo_rollout::{Cost, Ddim, StepPair, Trajectory, TrajectoryPair};
+use seedpo_rollout::{Cost, StepPair, Trajectory, TrajectoryPair};
 use seedpo_tensor::{Device, WeightFile, files, write_weights};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -15,41 +16,11 @@ use tch::{Kind, Tensor};
 use crate::error::{Error, Result};
 use crate::objective::Preference;
 
+pub use settings::{StoreOrigin, StoreSettings};
+
 const INDEX: &str = "store.json";
 /// Raised when a store is written that older versions would misread.
 const VERSION: u32 = 1;
-
-/// Everything on which the samples of a store depend, and what a run that trains on it must have in common with it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct StoreSettings {
-    /// `trajectories` or `steps`.
-    pub pairs: String,
-    /// Shape of one latent, `[C, h, w]`.
-    pub latent_shape: Vec<i64>,
-    /// The sampler's timesteps, descending.
-    pub timesteps: Vec<i64>,
-    /// ᾱ at those timesteps.
-    pub alphas_cumprod: Vec<f64>,
-    /// η of the sampler.
-    pub eta: f64,
-    /// Guidance that pictures were drawn under.
-    pub guidance_scale: f64,
-}
-
-/// What else is recorded: settings of the rollout that a run need not share.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct StoreOrigin {
-    /// The base model as it was named.
-    pub model: String,
-    /// The judge or judges.
-    pub judge: String,
-    /// The seed.
-    pub seed: u64,
-    /// Prompts per iteration, which is per file.
-    pub prompts_per_iteration: u64,
-    /// For steps: candidates, the first step with some, the threshold and the judge's scale, in words.
-    pub branching: Option<String>,
-}
 
 /// A file of the store.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -89,50 +60,13 @@ pub enum Stored {
     Trajectories(TrajectoryPair, Vec<Preference>),
 }
 
-impl StoreSettings {
-    /// What samples drawn with these have in common with any run that may train on them.
-    pub fn new(pairs: &str, latent_shape: &[i64], ddim: &Ddim, schedule: &NoiseSchedule, guidance_scale: f64) -> Self {
-        let timesteps = ddim.timesteps().to_vec();
-        Self {
-            pairs: pairs.into(),
-            latent_shape: latent_shape.to_vec(),
-            alphas_cumprod: timesteps.iter().map(|&t| schedule.alpha_cumprod(t)).collect(),
-            timesteps,
-            eta: ddim.eta(),
-            guidance_scale,
-        }
-    }
-
-    /// What differs, as `name: the store has .., the run ..`.
-    fn differences(&self, run: &Self) -> Vec<String> {
-        let mut found = Vec::new();
-        let mut compare = |name: &str, store: String, run: String| {
-            if store != run {
-                found.push(format!("{name}: the store has {store}, the run {run}"));
-            }
-        };
-        compare("pairs", self.pairs.clone(), run.pairs.clone());
-        compare("latents", format!("{:?}", self.latent_shape), format!("{:?}", run.latent_shape));
-        compare("steps", self.timesteps.len().to_string(), run.timesteps.len().to_string());
-        compare("eta", self.eta.to_string(), run.eta.to_string());
-        compare("guidance_scale", self.guidance_scale.to_string(), run.guidance_scale.to_string());
-        // Numbers in JSON are read back to the last but one digit.
-        let mut alphas = self.alphas_cumprod.iter().zip(&run.alphas_cumprod);
-        let same_noise = alphas.all(|(a, b)| (a - b).abs() < 1e-12);
-        if found.is_empty() && !(self.timesteps == run.timesteps && same_noise) {
-            found.push("the noise schedule: other timesteps or other noise at them".into());
-        }
-        found
-    }
-}
-
 impl Store {
     /// Whether `path` is a store's folder.
     pub fn is_one(path: &Path) -> bool {
         path.join(INDEX).is_file()
     }
 
-    /// Opens a store. Errors: [`Error::Run`] for a folder that is none, another version, or a store without files.
+    /// Opens a store. Errors: [`Error::Run`] for a folder that is none, or of another version.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join(INDEX);
         let refuse = |reason: String| Error::Run { path: path.clone(), reason };
@@ -188,6 +122,11 @@ impl Store {
     /// Files written so far: the iteration to go on with.
     pub fn len(&self) -> usize {
         self.index.shards.len()
+    }
+
+    /// How many files there are to be, where the rollout that writes them has not come to its end.
+    pub fn unfinished(&self) -> Option<u64> {
+        (self.len() as u64 != self.index.planned).then_some(self.index.planned)
     }
 
     /// Whether nothing is stored yet.

@@ -165,7 +165,7 @@ settings! {
         "Prompts sampled at once; affects memory and speed only, never which noise a prompt gets.";
     candidates: u64 = 4, "2 to 64", "SPO's K: candidates per step (docs/methods.md section 4.3; 2 for SDXL).";
     divert_start_step: u64 = 4, "0 to steps - 1", "SPO: the first step with candidates (docs/methods.md section 4.3).";
-    threshold: f64 = 0.3, "0 to 1",
+    threshold: f64 = 0.3, "0 to below 1",
         "SPO: a pair is kept if softmax over its two scores differs by more (docs/methods.md section 4.3).";
     beta: f64 = 10.0, "above 0",
         "β of the loss, relative to the method's likelihood: 10 for spo, 0.1 for d3po, 5000 where it is the denoising error \
@@ -175,7 +175,7 @@ settings! {
     advantage_clip: f64 = 5.0, "above 0", "ddpo and dpok: advantages are clamped to this size (docs/methods.md section 4.5).";
     reward_history: u64 = 16, "1 or more",
         "ddpo and dpok: the newest rewards of a prompt, whose mean and spread its rewards are compared with.";
-    reward_history_min: u64 = 16, "1 or more",
+    reward_history_min: u64 = 16, "1 to reward_history",
         "ddpo and dpok: below so many rewards of a prompt, those of the whole iteration are compared with.";
     kl_weight: f64 = 0.01, "0 or more", "dpok: weight of the KL to the reference in the loss (docs/methods.md section 4.5).";
     safeguard: bool = false, "true | false",

@@ -87,7 +87,7 @@ impl TrainConfig {
         if method.pairs == PairsFrom::Steps {
             require((2..=64).contains(&self.candidates), "candidates", self.candidates)?;
             require(self.divert_start_step < self.steps, "divert_start_step", self.divert_start_step)?;
-            require((0.0..=1.0).contains(&self.threshold), "threshold", self.threshold)?;
+            require((0.0..1.0).contains(&self.threshold), "threshold", self.threshold)?;
         }
         Ok(())
     }
@@ -186,7 +186,8 @@ impl TrainConfig {
     fn validate_policy_gradient(&self, method: &Method) -> Result<()> {
         require(self.advantage_clip.is_finite() && self.advantage_clip > 0.0, "advantage_clip", self.advantage_clip)?;
         require(self.reward_history >= 1, "reward_history", self.reward_history)?;
-        require(self.reward_history_min >= 1, "reward_history_min", self.reward_history_min)?;
+        let least = self.reward_history_min;
+        require((1..=self.reward_history).contains(&least), "reward_history_min", least)?;
         require(self.kl_weight.is_finite() && self.kl_weight >= 0.0, "kl_weight", self.kl_weight)?;
         let alone = matches!(method.pairs, PairsFrom::Samples | PairsFrom::Winners);
         let refuse = |key: &str, expected: &str, found: String| {
@@ -227,6 +228,10 @@ impl TrainConfig {
                 expected: format!("above 0: `watch = {}` looks at previews", self.watch),
                 found: "0".into(),
             });
+        }
+        if action == WatchAction::RaiseGamma && self.entropy.form == EntropyForm::LiteralPower {
+            let expected = "flatten with watch = raise-gamma: in the other form a larger γ sharpens".into();
+            return Err(Error::Setting { key: "entropy.form".into(), expected, found: "literal-power".into() });
         }
         if action == WatchAction::RaiseGamma && matches!(method.pairs, PairsFrom::Samples | PairsFrom::Winners) {
             let expected = "off, warn or stop: a method without pairs has no γ".into();

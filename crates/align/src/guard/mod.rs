@@ -165,6 +165,11 @@ impl Guard {
         self.options.back_off.powi(self.state.lowered as i32)
     }
 
+    /// Whether numbers that are not finite end the run at once.
+    pub fn ends_runs(&self) -> bool {
+        matches!(self.options.action, GuardAction::Off | GuardAction::Stop)
+    }
+
     /// Decides about an update that reports `vitals` and is not yet applied.
     pub fn judge(&mut self, vitals: &Vitals) -> Verdict {
         let named = [("the loss", vitals.loss), ("the gradient norm", vitals.grad_norm)];

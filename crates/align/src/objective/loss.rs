@@ -90,8 +90,8 @@ pub struct LossOutput {
     pub margin: Tensor,
     /// −w·ln σ(β·m), `[B]`; 0 for ties.
     pub per_pair: Tensor,
-    /// exp(r) of winner and loser, unclipped, `[B]` each.
-    pub ratios: [Tensor; 2],
+    /// r = ℓ_θ − ℓ_ref of winner and loser, unclipped, `[B]` each.
+    pub log_ratios: [Tensor; 2],
     /// Where the clip cut, winner and loser, `[B]` bool each: no gradient through that side.
     pub clipped: [Tensor; 2],
     /// Pairs with a winner, `[B]` bool.
@@ -111,7 +111,7 @@ pub struct LossOutput {
 ///
 /// `signs` are the flipper's s `[B]`; `None` = 1.
 /// Shapes: each tensor of `winner` and `loser` `[B]`, any float dtype; `decided` `[B]`, `None` = all. A tie (false)
-/// adds neither loss nor gradient, but counts in the mean, as in the public D3PO code. `weights` w `[B]` are factors in
+/// adds neither loss nor gradient, but counts in the mean, as in the public D3PO code (training leaves ties out before). `weights` w `[B]` are factors in
 /// that mean, `(w * loss).mean()`, as PyTorch's `binary_cross_entropy_with_logits(weight=w)`; `None` = 1. With γ = 0 the reference term
 /// is left out, not multiplied by 0. Errors: [`Error::Setting`], [`Error::Input`] for unequal lengths.
 pub fn pairwise_loss(
@@ -155,7 +155,7 @@ pub fn pairwise_loss(
         loss,
         margin: margin.detach(),
         per_pair: per_pair.detach(),
-        ratios: [winner.log_ratio.detach().exp(), loser.log_ratio.detach().exp()],
+        log_ratios: [winner.log_ratio.detach(), loser.log_ratio.detach()],
         clipped: [cut_w, cut_l],
         decided,
         weights,
@@ -185,7 +185,7 @@ pub fn supervised_loss(errors: &Tensor, decided: &[bool], weights: Option<&[f32]
         loss,
         margin: zeros(),
         per_pair: per_pair.detach(),
-        ratios: [zeros().ones_like(), zeros().ones_like()],
+        log_ratios: [zeros(), zeros()],
         clipped: [nothing(), nothing()],
         decided,
         weights,
@@ -245,7 +245,7 @@ impl LossOutput {
 
     /// Mean unclipped likelihood ratio of the decided pairs' sides; 1 where policy equals reference. `None` as above.
     pub fn ratio_mean(&self) -> Option<f64> {
-        self.mean_decided(&[&self.ratios[0], &self.ratios[1]])
+        self.mean_decided(&[&self.log_ratios[0].exp(), &self.log_ratios[1].exp()])
     }
 
     fn mean_decided(&self, values: &[&Tensor]) -> Option<f64> {
@@ -267,25 +267,23 @@ impl LossOutput {
         };
         let flags = |pick: &dyn Fn(&LossOutput) -> &Tensor| fill(0.0, pick).to_kind(Kind::Bool);
         let per_pair = fill(0.0, &|p| &p.per_pair);
-        let weights = parts.iter().map(|p| p.weights.as_ref()).collect::<Option<Vec<_>>>();
-        let weights = weights.filter(|w| !w.is_empty()).map(|w| {
-            let ones = Tensor::ones([total as i64], (w[0].kind(), device));
-            ones.index_copy(0, &rows, &Tensor::cat(&w, 0))
-        });
+        // 1 for the pairs left out; absent where a part has none.
+        let optional = |pick: &dyn Fn(&LossOutput) -> Option<&Tensor>| {
+            let all = parts.iter().map(pick).collect::<Option<Vec<_>>>().filter(|all| !all.is_empty())?;
+            let ones = Tensor::ones([total as i64], (all[0].kind(), device));
+            Some(ones.index_copy(0, &rows, &Tensor::cat(&all, 0)))
+        };
         LossOutput {
             loss: per_pair.sum(per_pair.kind()) / total as f64,
             margin: fill(0.0, &|p| &p.margin),
             per_pair,
-            ratios: [fill(1.0, &|p| &p.ratios[0]), fill(1.0, &|p| &p.ratios[1])],
+            log_ratios: [fill(0.0, &|p| &p.log_ratios[0]), fill(0.0, &|p| &p.log_ratios[1])],
             clipped: [flags(&|p| &p.clipped[0]), flags(&|p| &p.clipped[1])],
             decided: flags(&|p| &p.decided),
-            weights,
+            weights: optional(&|p| p.weights.as_ref()),
             kl: [fill(0.0, &|p| &p.kl[0]), fill(0.0, &|p| &p.kl[1])],
             loser_scale: fill(1.0, &|p| &p.loser_scale),
-            signs: parts
-                .iter()
-                .any(|p| p.signs.is_some())
-                .then(|| fill(1.0, &|p| p.signs.as_ref().unwrap_or(&p.margin))),
+            signs: optional(&|p| p.signs.as_ref()),
         }
     }
 }

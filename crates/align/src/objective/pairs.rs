@@ -152,6 +152,11 @@ pub struct PairBatch {
     pub weights: Option<Vec<f32>>,
 }
 
+/// Whether there are rows and steps, and all of them exist.
+fn within(picks: &[(usize, usize)], rows: usize, steps: usize) -> bool {
+    !picks.is_empty() && picks.iter().all(|&(row, step)| row < rows && step < steps)
+}
+
 impl PairBatch {
     /// SPO's pairs of one rollout, in the order given. Errors: [`Error::Input`] for an empty list.
     pub fn from_step_pairs(pairs: &[&StepPair]) -> Result<Self> {
@@ -174,23 +179,27 @@ impl PairBatch {
         })
     }
 
-    /// D3PO's pairs of one rollout at one step per prompt: row i takes step `steps[i]` of both its trajectories, with
-    /// the winner named by `preferences[i]`. Errors: [`Error::Input`] for lists of the wrong length or a step too far.
-    pub fn from_trajectories(pair: &TrajectoryPair, preferences: &[Preference], steps: &[usize]) -> Result<Self> {
+    /// D3PO's pairs of one rollout: for each of `picks` a row and a step of both its trajectories, the winner named by
+    /// `preferences[row]`. Errors: [`Error::Input`] for a list of the wrong length, a row or step too far.
+    pub fn from_trajectories(
+        pair: &TrajectoryPair,
+        preferences: &[Preference],
+        picks: &[(usize, usize)],
+    ) -> Result<Self> {
         let (rows, total) = (pair.prompts.len(), pair.sides[0].timesteps.len());
-        if preferences.len() != rows || steps.len() != rows || steps.iter().any(|&s| s >= total) {
+        if preferences.len() != rows || !within(picks, rows, total) {
             return Err(Error::Input {
-                what: "preferences and steps".into(),
-                expected: format!("{rows} each, steps below {total}"),
-                found: format!("{} and {steps:?}", preferences.len()),
+                what: "preferences, rows and steps".into(),
+                expected: format!("{rows} preferences, rows below {rows}, steps below {total}"),
+                found: format!("{} and {picks:?}", preferences.len()),
             });
         }
         let gather = |winner: bool, offset: usize| {
-            let row = |i: usize| {
-                let side = usize::from((preferences[i] == Preference::Second) == winner);
-                pair.sides[side].latents[steps[i] + offset].get(i as i64)
+            let latents = |&(row, step): &(usize, usize)| {
+                let side = usize::from((preferences[row] == Preference::Second) == winner);
+                pair.sides[side].latents[step + offset].get(row as i64)
             };
-            Tensor::f_stack(&(0..rows).map(row).collect::<Vec<_>>(), 0)
+            Tensor::f_stack(&picks.iter().map(latents).collect::<Vec<_>>(), 0)
         };
         Ok(Self {
             latents: PairLatents::Separate {
@@ -199,47 +208,45 @@ impl PairBatch {
                 latents_l: gather(false, 0)?,
                 next_latents_l: gather(false, 1)?,
             },
-            timesteps: steps.iter().map(|&s| pair.sides[0].timesteps[s]).collect(),
-            prompts: pair.prompts.clone(),
-            decided: preferences.iter().map(|p| p.decided()).collect(),
+            timesteps: picks.iter().map(|&(_, step)| pair.sides[0].timesteps[step]).collect(),
+            prompts: picks.iter().map(|&(row, _)| pair.prompts[row]).collect(),
+            decided: picks.iter().map(|&(row, _)| preferences[row].decided()).collect(),
             weights: None,
         })
     }
 
-    /// Steps of single trajectories, one per row: row i takes step `steps[i]`. `prompts` and `advantages` have an entry per
-    /// row; `regularised` says whether the loss has a reference. Errors: [`Error::Input`] for lists of the wrong length, a
-    /// step too far, or a trajectory without log-probabilities.
+    /// Steps of single trajectories: for each of `picks` a row and a step of it. `prompts` and `advantages` have an entry
+    /// per row; `regularised` says whether the loss has a reference. Errors: [`Error::Input`] for lists of the wrong
+    /// length, a row or step too far, or a trajectory without log-probabilities.
     pub fn from_samples(
         trajectory: &Trajectory,
         prompts: &[usize],
         advantages: &[f64],
-        steps: &[usize],
+        picks: &[(usize, usize)],
         regularised: bool,
     ) -> Result<Self> {
         let (rows, total) = (prompts.len(), trajectory.timesteps.len());
-        let Some(log_probs) = trajectory.log_probs.as_ref().filter(|_| {
-            advantages.len() == rows && steps.len() == rows && steps.iter().all(|&s| s < total) && rows > 0
-        }) else {
+        let fits = advantages.len() == rows && within(picks, rows, total);
+        let Some(log_probs) = trajectory.log_probs.as_ref().filter(|_| fits) else {
             return Err(Error::Input {
                 what: "samples".into(),
-                expected: format!("log-probabilities, and {rows} advantages and steps below {total}"),
-                found: format!("{} advantages, steps {steps:?}", advantages.len()),
+                expected: format!("log-probabilities, {rows} advantages, rows below {rows}, steps below {total}"),
+                found: format!("{} advantages, rows and steps {picks:?}", advantages.len()),
             });
         };
         let stage = |offset: usize| {
-            let row = |i: usize| trajectory.latents[steps[i] + offset].get(i as i64);
-            Tensor::f_stack(&(0..rows).map(row).collect::<Vec<_>>(), 0)
+            let latents = |&(row, step): &(usize, usize)| trajectory.latents[step + offset].get(row as i64);
+            Tensor::f_stack(&picks.iter().map(latents).collect::<Vec<_>>(), 0)
         };
-        let scalar = |i: usize| {
-            let advantage = Tensor::from(advantages[i] as f32).to_device(log_probs.device());
-            Tensor::stack(&[log_probs.get(i as i64).get(steps[i] as i64), advantage], 0)
-        };
-        let scalars = Tensor::f_stack(&(0..rows).map(scalar).collect::<Vec<_>>(), 0)?;
+        let old = |&(row, step): &(usize, usize)| log_probs.get(row as i64).get(step as i64);
+        let old = Tensor::f_stack(&picks.iter().map(old).collect::<Vec<_>>(), 0)?;
+        let advantages: Vec<f32> = picks.iter().map(|&(row, _)| advantages[row] as f32).collect();
+        let scalars = Tensor::f_stack(&[&old, &Tensor::from_slice(&advantages).to_device(old.device())], 1)?;
         Ok(Self {
             latents: PairLatents::Single { latents: stage(0)?, next_latents: stage(1)?, scalars, regularised },
-            timesteps: steps.iter().map(|&s| trajectory.timesteps[s]).collect(),
-            prompts: prompts.to_vec(),
-            decided: vec![true; rows],
+            timesteps: picks.iter().map(|&(_, step)| trajectory.timesteps[step]).collect(),
+            prompts: picks.iter().map(|&(row, _)| prompts[row]).collect(),
+            decided: vec![true; picks.len()],
             weights: None,
         })
     }

@@ -65,13 +65,12 @@ impl Steps {
             per_sample *= weights;
         }
         let log_ratio = log_ratio.detach();
-        let ratio = log_ratio.exp();
-        let ones = ratio.ones_like();
+        let ones = log_ratio.ones_like();
         Ok(LossOutput {
             loss: per_sample.mean(Kind::Float),
-            margin: &self.advantages * log_ratio,
+            margin: &self.advantages * &log_ratio,
             per_pair: per_sample.detach(),
-            ratios: [ratio.shallow_clone(), ratio],
+            log_ratios: [log_ratio.shallow_clone(), log_ratio],
             clipped: [cut.shallow_clone(), cut],
             decided: ones.to_kind(Kind::Bool),
             weights,
@@ -92,7 +91,7 @@ impl Steps {
         let slopes = rows.timesteps.iter().map(|&t| ddim.mean_slope(t)).collect::<seedpo_rollout::Result<Vec<_>>>()?;
         let column = |values: &Tensor| values.reshape([-1, 1, 1, 1]);
         let passes = output.clipped[0].logical_not().to_kind(Kind::Float);
-        let slope = -&self.advantages * &output.ratios[0] * passes;
+        let slope = -&self.advantages * output.log_ratios[0].exp() * passes;
         let mut gradient = self.policy.log_prob_gradient(&self.next, &slopes)? * column(&slope);
         if let Some(reference) = &self.reference {
             // KL's is that of −ln π at μ_ref.

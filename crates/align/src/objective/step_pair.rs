@@ -57,10 +57,12 @@ pub fn accumulate_step_pairs(
         parts.push(if split_sides || policy.checkpoints() {
             two_pass(policy, reference, ddim, &part, objective, max_rows, grad_scale * share)?
         } else {
-            let output = step_pair_loss(policy, reference, ddim, &part, objective)?;
+            let mut output = step_pair_loss(policy, reference, ddim, &part, objective)?;
             if batch.regularised() || output.needs_grad().any().int64_value(&[]) != 0 {
                 (&output.loss * (grad_scale * share)).f_backward()?;
             }
+            // Where nothing ran backward, the activations would stay until the last part is done.
+            output.loss = output.loss.detach();
             output
         });
     }

@@ -67,6 +67,37 @@ fn rewinding_drops_later_lines_and_a_torn_one() {
     assert!(run.records().unwrap().is_empty());
 }
 
+/// Lines stay as they are, those of numbers that JSON does not have included; the guard's stay if an update after them does.
+#[test]
+fn rewinding_keeps_lines_that_cannot_be_read_and_what_the_guard_did_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = create(folder.path());
+    let lines = [
+        r#"{"kind":"update","step":1,"loss":null}"#,
+        r#"{"kind":"guard","step":9,"action":"roll-back"}"#,
+        r#"{"kind":"update","step":2,"future":true}"#,
+        r#"{"kind":"guard","step":3,"action":"skip"}"#,
+        r#"{"kind":"update","step":3}"#,
+    ];
+    fs::write(run.metrics(), lines.map(|line| format!("{line}\n")).concat()).unwrap();
+    run.rewind(Some(2)).unwrap();
+    assert_eq!(
+        fs::read_to_string(run.metrics()).unwrap(),
+        lines[..3].iter().map(|l| format!("{l}\n")).collect::<String>()
+    );
+}
+
+#[test]
+fn a_run_folder_has_one_writer() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = create(folder.path());
+    let held = run.lock().unwrap();
+    let message = run.lock().unwrap_err().to_string();
+    assert!(message.contains("another process") && message.contains("run"), "{message}");
+    drop(held);
+    assert!(run.lock().is_ok());
+}
+
 #[test]
 fn resume_finds_the_run_it_is_told() {
     let folder = tempfile::tempdir().unwrap();
@@ -91,6 +122,7 @@ fn changed_settings_are_refused_by_key_but_length_may_grow() {
     let resume = |text: &str| resume_settings(&run, &recorded, &text.parse().unwrap()).map_err(|e| e.to_string());
     assert_eq!(resume("max_train_steps = 20\nresume = 'latest'").unwrap().max_train_steps, 20);
     assert_eq!(resume("beta = 10").unwrap().beta, 10.0);
+    assert_eq!(resume("train_micro_batch_size = 1\nvae_slicing = true").unwrap().train_micro_batch_size, 1);
     assert_eq!(resume("model = 'moved'").unwrap().model, "moved");
     let message = resume("max_train_steps = 5\nbeta = 3.0\nentropy = { gamma = 2 }").unwrap_err();
     assert!(["max_train_steps", "beta", "entropy.gamma"].iter().all(|key| message.contains(key)), "{message}");

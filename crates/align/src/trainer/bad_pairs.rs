@@ -34,6 +34,7 @@ pub struct BadPairs {
 
 impl BadPairs {
     /// Reads what the run in folder `run` recorded before. `limit` is the share of the dataset's rows that may be bad.
+    /// Errors: there are more of them than that, with the list; the file cannot be read.
     pub fn open(pairs: &Pairs, run: &Path, limit: f64) -> Result<Self> {
         let (dataset, file) = (pairs.path().to_owned(), run.join(FILE));
         let text = if file.is_file() { seedpo_tensor::files::read_text(&file)? } else { String::new() };
@@ -44,6 +45,7 @@ impl BadPairs {
                 bad.report.add_bad(line.row);
             }
         }
+        bad.check()?;
         Ok(bad)
     }
 
@@ -63,6 +65,10 @@ impl BadPairs {
         if self.file.parent().is_some_and(Path::is_dir) {
             self.record(&Line { pair: index, row })?;
         }
+        self.check()
+    }
+
+    fn check(&self) -> Result<()> {
         if self.report.exceeds(self.limit) {
             return Err(seedpo_data::Error::too_many_bad(&self.dataset, &self.report, self.limit).into());
         }

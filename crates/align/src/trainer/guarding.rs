@@ -8,6 +8,7 @@ use crate::guard::{Trouble, Verdict};
 use crate::metrics::{GuardEvent, Record};
 use crate::observer::Observer;
 use seedpo_tensor::NoiseKey;
+use std::sync::atomic::AtomicBool;
 
 /// What became of an update.
 pub(super) enum Turn<T> {
@@ -98,6 +99,18 @@ impl Trainer<'_> {
         }
     }
 
+    /// Draws previews where they are due. Numbers that are not finite there end the run only if the guard ends runs for
+    /// such; else they are noted, and training goes on.
+    pub(super) fn watched_preview(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<()> {
+        let Err(error) = self.preview(observer, stop) else { return Ok(()) };
+        match error.non_finite() {
+            Some((what, value)) if !self.guard.ends_runs() => {
+                self.carry_out(Verdict::Note(Trouble::non_finite(what, value)), observer).map(drop)
+            }
+            _ => Err(error),
+        }
+    }
+
     /// Goes back to the newest checkpoint, or, where the last roll-back led there already, to the one before it;
     /// without a checkpoint to the beginning. Returns its step. Newer checkpoints and the records after it are dropped.
     fn roll_back(&mut self) -> Result<u64> {
@@ -116,6 +129,8 @@ impl Trainer<'_> {
         (self.average, self.references) = (state.average, state.references);
         (self.position, self.saved, self.rolled_back_to) = (state.position, state.saved, Some(step));
         (self.rewards_before, self.rewards) = (state.rewards.clone(), state.rewards);
+        // Other samples are drawn from here on: an iteration that was under way begins anew.
+        self.position.updates_done = 0;
         self.previewed = previewed_step(&run, step)?;
         self.stream = self.prompt_stream();
         // What was decoded ahead was for the other order.
@@ -123,6 +138,8 @@ impl Trainer<'_> {
         self.restore_gamma()?;
         if self.saved.is_some() {
             self.save_result()?;
+        } else {
+            self.drop_result();
         }
         self.keep_best()?;
         Ok(step)

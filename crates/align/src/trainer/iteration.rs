@@ -150,7 +150,8 @@ impl Trainer<'_> {
                 return Ok(Finished::Completed);
             }
         }
-        if groups.is_empty() {
+        // No pairs; or, drawn again on another machine, so many fewer that none is left.
+        if groups.len() <= first {
             self.next_iteration();
         }
         Ok(Finished::Completed)
@@ -208,7 +209,9 @@ impl Trainer<'_> {
                 let mut gradients = self.gradients();
                 let grad_norm = clip_grad_norm(&mut gradients, self.parts.config.max_grad_norm)?;
                 let means = tally.means();
-                let winner_reward = self.parts.config.beta * means.log_ratio[0];
+                // Single samples have no winners whose loss would show.
+                let alone = self.method.pairs == PairsFrom::Samples;
+                let winner_reward = if alone { 0.0 } else { self.parts.config.beta * means.log_ratio[0] };
                 let verdict = self.guard.judge(&Vitals { loss: means.loss, winner_reward, grad_norm });
                 (verdict, Some((means, passes, gradients, grad_norm)))
             }
@@ -338,7 +341,7 @@ impl Trainer<'_> {
             observer.on_update(metrics).map_err(Error::Observer)?;
         }
         if self.preview_due() {
-            self.preview(observer, stop)?;
+            self.watched_preview(observer, stop)?;
         }
         if self.position.step.is_multiple_of(self.parts.config.checkpointing_steps) {
             self.save(observer)?;

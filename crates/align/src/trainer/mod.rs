@@ -183,6 +183,15 @@ impl<'a> Trainer<'a> {
         };
         trainer.stream = trainer.prompt_stream();
         trainer.check_store()?;
+        if let Some((store, planned)) =
+            trainer.parts.store.as_ref().and_then(|store| Some((store, store.unfinished()?)))
+        {
+            let (path, there) = (store.path().display(), store.len());
+            trainer.warnings.push(format!(
+                "{path} has {there} of {planned} files: its `seedpo rollout` did not come to its end; the same command \
+                 goes on"
+            ));
+        }
         trainer.restore_gamma()?;
         Ok(trainer)
     }
@@ -208,7 +217,14 @@ impl<'a> Trainer<'a> {
         match outcome {
             // Whatever a stopped rollout returned, the state on hand is that of the last finished update.
             Err(_) if stop.load(Ordering::Relaxed) => self.interrupted(observer),
-            Err(error) => Err(self.located(error)),
+            Err(error) => {
+                // A judge or a disk that failed is no reason to lose the updates before it. What cannot be saved now
+                // leaves the last checkpoint as it is.
+                if self.position.step > 0 && error.leaves_policy_sound() {
+                    let _ = self.save(observer);
+                }
+                Err(self.located(error))
+            }
             Ok(Finished::Interrupted) => self.interrupted(observer),
             Ok(Finished::Completed) => Ok(Finished::Completed),
         }
@@ -235,7 +251,7 @@ impl<'a> Trainer<'a> {
                 Err(error) => self.after_failed_iteration(error, observer)?,
             }
         }
-        self.preview(observer, stop)?;
+        self.watched_preview(observer, stop)?;
         self.save(observer)?;
         Ok(Finished::Completed)
     }
@@ -258,7 +274,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn done(&self) -> bool {
-        self.watch_stopped || self.reached_max_steps() || self.stream.iteration(self.position.iteration).is_empty()
+        self.watch_stopped || self.reached_max_steps() || self.stream.is_over(self.position.iteration)
     }
 
     /// The error with its place and what is intact.

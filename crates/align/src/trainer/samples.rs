@@ -95,14 +95,13 @@ impl Pairs {
                 }
                 Self::Images(batch) => batches.push(batch.select(part)?),
                 Self::Trajectories(pair, preferences) => {
-                    let of = |now: &[usize]| PairBatch::from_trajectories(pair, preferences, now);
-                    let size = (pair.prompts.len(), pair.sides[0].timesteps.len());
-                    batches.extend(over_steps(size, part, at_once, key, &of)?);
+                    let of = |picks: &[_]| PairBatch::from_trajectories(pair, preferences, picks);
+                    batches.extend(over_steps(pair.sides[0].timesteps.len(), part, at_once, key, &of)?);
                 }
                 Self::Samples(Singles { trajectory, prompts, advantages, regularised }) => {
                     let of =
-                        |now: &[usize]| PairBatch::from_samples(trajectory, prompts, advantages, now, *regularised);
-                    batches.extend(over_steps((prompts.len(), trajectory.timesteps.len()), part, at_once, key, &of)?);
+                        |picks: &[_]| PairBatch::from_samples(trajectory, prompts, advantages, picks, *regularised);
+                    batches.extend(over_steps(trajectory.timesteps.len(), part, at_once, key, &of)?);
                 }
             }
         }
@@ -110,23 +109,24 @@ impl Pairs {
     }
 }
 
-/// The rows `part` of rollouts of `rows` rows and `steps` steps, as many steps in a batch as fit into `at_once` pairs. `of`
-/// makes the batch of all rows, each at a step of its own.
+/// A row of a rollout and a step of it.
+type Pick = (usize, usize);
+
+/// The rows `part` of rollouts of `steps` steps, each row's in an order of its own, as many steps in a batch as fit into
+/// `at_once` pairs. `of` makes the batch of (row, step)s.
 fn over_steps(
-    (rows, steps): (usize, usize),
+    steps: usize,
     part: &[usize],
     at_once: usize,
     key: NoiseKey,
-    of: &dyn Fn(&[usize]) -> Result<PairBatch>,
+    of: &dyn Fn(&[Pick]) -> Result<PairBatch>,
 ) -> Result<Vec<PairBatch>> {
-    let orders: Vec<_> = (0..rows).map(|row| key.prompt(row as u64).permutation(steps)).collect();
+    let orders: Vec<_> = part.iter().map(|&row| (row, key.prompt(row as u64).permutation(steps))).collect();
     let turns: Vec<usize> = (0..steps).collect();
     let joined = |turns: &[usize]| {
-        let at = |&turn: &usize| {
-            let now: Vec<usize> = orders.iter().map(|order| order[turn]).collect();
-            of(&now)?.select(part)
-        };
-        PairBatch::join(&turns.iter().map(at).collect::<Result<Vec<_>>>()?)
+        let picks: Vec<Pick> =
+            turns.iter().flat_map(|&turn| orders.iter().map(move |(row, order)| (*row, order[turn]))).collect();
+        of(&picks)
     };
     turns.chunks((at_once / part.len()).max(1)).map(joined).collect()
 }

@@ -9,6 +9,7 @@ use crate::observer::Observer;
 use seedpo_model::PolicyWeights;
 use seedpo_model::adapter::KOHYA_FILE_NAME;
 use seedpo_tensor::files::{link_or_copy, write_atomic};
+use std::fs;
 use std::path::Path;
 
 impl Trainer<'_> {
@@ -27,6 +28,16 @@ impl Trainer<'_> {
         match self.weights.adapter() {
             Some(adapter) => Ok(adapter.save_kohya(&run.join(KOHYA_FILE_NAME))?),
             None => Ok(()),
+        }
+    }
+
+    /// Removes the result of an update that was taken back.
+    pub(super) fn drop_result(&self) {
+        let run = self.parts.run.path();
+        let kind = self.weights.finetuning_type();
+        for name in [Role::Trained.place(kind), Role::Average.place(kind), KOHYA_FILE_NAME] {
+            let path = run.join(name);
+            let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         }
     }
 

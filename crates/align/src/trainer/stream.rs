@@ -28,6 +28,11 @@ impl PromptStream {
         Self { seed, prompts: prompts as u64, batch, epochs }
     }
 
+    /// Whether the passes are over before this iteration.
+    pub fn is_over(&self, iteration: u64) -> bool {
+        self.iterations().is_some_and(|iterations| iteration >= iterations)
+    }
+
     /// The slots of an iteration; fewer than a batch (or none) at the end of the last pass.
     pub fn iteration(&self, iteration: u64) -> Vec<Slot> {
         let limit = if self.epochs == 0 { u64::MAX } else { self.epochs.saturating_mul(self.prompts) };
@@ -55,7 +60,7 @@ impl PromptStream {
 
     /// Number of iterations, where `epochs` fixes it.
     pub fn iterations(&self) -> Option<u64> {
-        (self.epochs > 0).then(|| (self.epochs * self.prompts).div_ceil(self.batch))
+        (self.epochs > 0).then(|| self.epochs.saturating_mul(self.prompts).div_ceil(self.batch))
     }
 }
 
@@ -81,6 +86,8 @@ mod tests {
             slots[..5].iter().map(|s| s.prompt).collect::<Vec<_>>(),
             slots[5..10].iter().map(|s| s.prompt).collect::<Vec<_>>()
         );
-        assert!(PromptStream::new(3, 5, 7, 4).iteration(3).is_empty());
+        let stream = PromptStream::new(3, 5, 7, 4);
+        assert!(stream.iteration(3).is_empty() && stream.is_over(3) && !stream.is_over(2));
+        assert!(!PromptStream::new(3, 5, 7, 0).is_over(u64::MAX));
     }
 }

@@ -48,29 +48,31 @@ impl Tally {
     ///
     /// Errors: [`Error::NonFinite`] naming quantity, denoising timestep and prompt of the first bad pair.
     pub fn add(&mut self, batch: &PairBatch, output: &LossOutput, texts: &[&str]) -> Result<()> {
-        let sum = |t: &Tensor| t.sum(Kind::Double).double_value(&[]);
-        for (what, values) in [("loss", &output.per_pair), ("margin", &output.margin)] {
-            let values = Vec::<f64>::try_from(values.to_kind(Kind::Double))?;
+        let columns = Columns::read(output)?;
+        for (what, values) in [("loss", columns.get(0)), ("margin", columns.get(1))] {
             if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
                 let (t, prompt) = (batch.timesteps[bad], texts[batch.prompts[bad]]);
                 let what = format!("the {what} at timestep {t} of prompt {prompt:?}");
                 return Err(Error::NonFinite { what, value: values[bad] });
             }
         }
+        let sum = |column: usize| columns.get(column).iter().sum::<f64>();
         self.pairs += batch.len() as f64;
-        self.loss += sum(&output.per_pair);
-        self.margin += sum(&output.margin);
-        self.correct += sum(&output.margin.gt(0.0)) + 0.5 * sum(&output.margin.eq(0.0));
-        if let Some(signs) = &output.signs {
-            *self.flip.get_or_insert(0.0) += sum(signs);
-        }
+        self.loss += sum(0);
+        self.margin += sum(1);
+        let right = |margin: &f64| if *margin > 0.0 { 1.0 } else { 0.5 * f64::from(u8::from(*margin == 0.0)) };
+        self.correct += columns.get(1).iter().map(right).sum::<f64>();
+        self.loser_scale += sum(2);
         for side in 0..2 {
-            self.log_ratio[side] += sum(&output.ratios[side].log());
-            self.ratio += sum(&output.ratios[side]) / 2.0;
-            self.clipped += sum(&output.clipped[side]) / 2.0;
-            self.kl += sum(&output.kl[side]) / 2.0;
+            let log_ratios = columns.get(3 + side);
+            self.log_ratio[side] += log_ratios.iter().sum::<f64>();
+            self.ratio += log_ratios.iter().map(|r| r.exp()).sum::<f64>() / 2.0;
+            self.clipped += sum(5 + side) / 2.0;
+            self.kl += sum(7 + side) / 2.0;
         }
-        self.loser_scale += sum(&output.loser_scale);
+        if output.signs.is_some() {
+            *self.flip.get_or_insert(0.0) += sum(9);
+        }
         Ok(())
     }
 
@@ -88,5 +90,28 @@ impl Tally {
             loser_scale: self.loser_scale / n,
             flip: self.flip.map(|sum| sum / n),
         }
+    }
+}
+
+/// What a batch reports, fetched from its device at once, column by column.
+struct Columns {
+    values: Vec<f64>,
+    rows: usize,
+}
+
+impl Columns {
+    fn read(output: &LossOutput) -> Result<Self> {
+        let [ratio_w, ratio_l] = &output.log_ratios;
+        let ([cut_w, cut_l], [kl_w, kl_l]) = (&output.clipped, &output.kl);
+        let columns =
+            [&output.per_pair, &output.margin, &output.loser_scale, ratio_w, ratio_l, cut_w, cut_l, kl_w, kl_l];
+        let columns: Vec<Tensor> =
+            columns.into_iter().chain(&output.signs).map(|column| column.to_kind(Kind::Double)).collect();
+        let values = Vec::<f64>::try_from(Tensor::f_stack(&columns, 0)?.f_view([-1])?)?;
+        Ok(Self { values, rows: output.pairs() })
+    }
+
+    fn get(&self, column: usize) -> &[f64] {
+        &self.values[column * self.rows..(column + 1) * self.rows]
     }
 }

@@ -77,7 +77,7 @@ fn a_zero_adapter_has_ratio_one_and_only_the_entropy_in_its_margin() {
         let run = |gamma| step_pair_loss(&policy, &reference, &ddim, &batch, &settings(Some(0.1), gamma)).unwrap();
         let plain = run(0.0);
         // B = 0: the adapter's branch adds exact zeros, so equality is exact, and the loss is ln 2.
-        assert!(plain.ratios.iter().all(|r| r.eq(1.0).all().int64_value(&[]) == 1), "{method}");
+        assert!(plain.log_ratios.iter().all(|r| r.eq(0.0).all().int64_value(&[]) == 1), "{method}");
         assert_eq!(plain.margin.abs().max().double_value(&[]), 0.0);
         assert!((plain.loss.double_value(&[]) - std::f64::consts::LN_2).abs() < 1e-7);
         assert_eq!((plain.clip_fraction(), plain.accuracy(), plain.ratio_mean()), (Some(0.0), Some(0.5), Some(1.0)));
@@ -224,7 +224,7 @@ fn trajectories_become_pairs_by_preference() {
     let x_t = initial_noise(&keys, &[4, 8, 8]);
     let rollout = sample_pair(&policy, &x_t, &[2, 0, 1], &ddim, &keys, &mut |_, _| {}).unwrap();
     let preferences = [Preference::Second, Preference::Tie, Preference::First];
-    let batch = PairBatch::from_trajectories(&rollout, &preferences, &[3, 1, 0]).unwrap();
+    let batch = PairBatch::from_trajectories(&rollout, &preferences, &[(0, 3), (1, 1), (2, 0)]).unwrap();
     assert_eq!((batch.decided.as_slice(), batch.prompts.as_slice()), (&[true, false, true][..], &[2, 0, 1][..]));
     let t = ddim.timesteps();
     assert_eq!(batch.timesteps, [t[3], t[1], t[0]]);
@@ -236,7 +236,11 @@ fn trajectories_become_pairs_by_preference() {
     assert_eq!(next_latents_w.get(0), second.latents[4].get(0));
     assert_eq!(latents_l.get(0), first.latents[3].get(0));
     assert_eq!(next_latents_l.get(2), second.latents[1].get(2));
-    assert!(PairBatch::from_trajectories(&rollout, &preferences, &[4, 0, 0]).is_err());
+    let again = PairBatch::from_trajectories(&rollout, &preferences, &[(2, 0), (2, 1)]).unwrap();
+    assert_eq!((again.prompts.as_slice(), again.timesteps.as_slice()), (&[1, 1][..], &[t[0], t[1]][..]));
+    for wrong in [&[(0, 4)][..], &[(3, 0)], &[]] {
+        assert!(PairBatch::from_trajectories(&rollout, &preferences, wrong).is_err());
+    }
 }
 
 #[test]

@@ -105,7 +105,8 @@ fn one_nan_from_the_judge_costs_an_iteration() {
         }
         fn judge(&self, images: &ImageBatch, prompts: &[&str]) -> seedpo_judge::Result<Vec<f64>> {
             let scores = Colourfulness.judge(images, prompts)?;
-            let spoilt = self.0.fetch_add(1, Ordering::SeqCst) == 9;
+            // Two pictures of each of two prompts are an iteration's, not a preview's.
+            let spoilt = scores.len() == 4 && self.0.fetch_add(1, Ordering::SeqCst) == 2;
             Ok(if spoilt { vec![f64::NAN; scores.len()] } else { scores })
         }
     }
@@ -123,4 +124,42 @@ fn one_nan_from_the_judge_costs_an_iteration() {
         assert_eq!(updates.iter().map(|m| m.step).collect::<Vec<_>>(), (1..=8).collect::<Vec<_>>(), "{guard}");
         assert!((updates[7].learning_rate / 1e-2 - back_off).abs() < 1e-9, "{guard}");
     }
+}
+
+/// NaN on a preview says nothing about the update before it: that is kept, with its checkpoint, and no prompt is left out.
+#[test]
+fn nan_on_a_preview_is_noted() {
+    /// Knows previews by their number of pictures; those before training, seen by it and as held out, are well.
+    struct Previews(AtomicUsize);
+    impl Judge for Previews {
+        fn name(&self) -> &str {
+            "previews"
+        }
+        fn unit(&self) -> &str {
+            "1"
+        }
+        fn judge(&self, images: &ImageBatch, prompts: &[&str]) -> seedpo_judge::Result<Vec<f64>> {
+            let scores = Colourfulness.judge(images, prompts)?;
+            let spoilt = scores.len() == 6 && self.0.fetch_add(1, Ordering::SeqCst) >= 2;
+            Ok(if spoilt { vec![f64::NAN; 6] } else { scores })
+        }
+    }
+    let model = common::tiny_model();
+    let folder = tempfile::tempdir().unwrap();
+    let sized = TrainConfig { validation_images_per_prompt: 2, validation_steps: 4, ..guarded(folder.path(), "skip") };
+    let mut trainer = start(&model, &TrainConfig { validation_steps: 0, ..sized.clone() }, &Colourfulness);
+    assert!(trainer.run(&mut Silent, &STOP).is_ok());
+    let plain = adapter(&folder.path().join("run"));
+    let folder = tempfile::tempdir().unwrap();
+    let config = TrainConfig { output_dir: folder.path().display().to_string(), ..sized };
+    let previews = || Previews(AtomicUsize::new(0));
+    assert_eq!(start(&model, &config, &previews()).run(&mut Silent, &STOP).unwrap(), Finished::Completed);
+    let run = run_of(folder.path());
+    let events = events(&run);
+    assert!(events.len() >= 2 && events.iter().all(|e| e.action == "note" && e.what.contains("NaN")), "{events:?}");
+    assert!(adapter(run.path()) == plain);
+    assert_eq!(Checkpoint::list(run.path()).unwrap(), [4, 6, 8]);
+    let stopped = tempfile::tempdir().unwrap();
+    let config = TrainConfig { guard: "stop".into(), output_dir: stopped.path().display().to_string(), ..config };
+    assert!(start(&model, &config, &previews()).run(&mut Silent, &STOP).is_err());
 }

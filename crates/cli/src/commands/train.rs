@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use seedpo_align::checkpoint::Checkpoint;
 use seedpo_align::run_dir::{RunDir, check_inputs, hash_inputs, resume_settings};
 use seedpo_align::store::Store;
@@ -108,6 +108,7 @@ fn begin(config: TrainConfig, context: &Context) -> Result<Outcome> {
     trainer::check(&start.config, &start.prompts, &start.model)?;
     let hashes = hashes.join().map_err(|_| anyhow!("the inputs could not be hashed"))??;
     let run = RunDir::create(&start.config, &versions(), &hashes)?;
+    let _lock = run.lock()?;
     train(start, run, None, None, context)
 }
 
@@ -131,6 +132,7 @@ fn go_on(resume: &str, given: &Table, context: &Context) -> Result<Outcome> {
     let text = |key: &str| given.get(key).and_then(|value| value.as_str()).map(str::to_owned);
     let output_dir = text("output_dir").unwrap_or_else(|| TrainConfig::default().output_dir);
     let (run, checkpoint) = RunDir::resolve(resume, Path::new(&output_dir), &text("name").unwrap_or_default())?;
+    let _lock = run.lock()?;
     let (recorded, inputs) = run.recorded()?;
     let config = resume_settings(&run, &recorded, given)?;
     check_inputs(&run, &inputs, &hash_inputs(&config)?)?;
@@ -140,7 +142,9 @@ fn go_on(resume: &str, given: &Table, context: &Context) -> Result<Outcome> {
         Some(step) => format!("resuming {} after update {step}", run.path().display()),
         None => format!("resuming {}, which has no checkpoint yet, from its beginning", run.path().display()),
     });
-    run.rewind(step)?;
+    if let Some(folder) = run.rewind(step)? {
+        context.note(&format!("its later checkpoints and metrics are now in {}", folder.display()));
+    }
     train(start, run, checkpoint, Some(step.unwrap_or(0)), context)
 }
 
@@ -286,7 +290,13 @@ fn heldout_judges(config: &TrainConfig, device: Device, context: &Context) -> Re
         "" => Vec::new(),
         list => JudgeSpec::list(list)?,
     };
-    specs.iter().map(|spec| build_judge(config, spec, device, context)).collect()
+    let judges = specs.iter().map(|spec| build_judge(config, spec, device, context)).collect::<Result<Vec<_>>>()?;
+    let names: Vec<&str> = judges.iter().map(|judge| judge.name()).collect();
+    // Their scores are told apart by name.
+    if let Some(name) = names.iter().enumerate().find_map(|(at, name)| names[..at].contains(name).then_some(name)) {
+        bail!("expected different judges, found `{name}` twice");
+    }
+    Ok(judges)
 }
 
 /// What config.toml records besides settings and input hashes.
