@@ -50,7 +50,7 @@ pub enum Command {
     Pretrain(pretrain::Args),
     /// Score pictures with one or more judges.
     Score(score::Args),
-    /// Say which judges there are, what each needs and where to get it.
+    /// Say which judges there are, what each needs and where to get it; train one of your own.
     Judge(judge::Args),
     /// Write report.html from run folders.
     Report(report::Args),

@@ -8,7 +8,7 @@ use seedpo_judge::{Judge, JudgeInfo, JudgeOptions, JudgeSpec};
 use seedpo_tensor::{Device, Kind};
 
 use crate::context::Context;
-use crate::hub;
+use crate::{hub, models};
 
 /// Builds a judge. Errors: its weights are not there and cannot be fetched, or do not fit.
 pub fn build(spec: &JudgeSpec, device: Device, kind: Kind, context: &Context) -> Result<Box<dyn Judge>> {
@@ -20,13 +20,14 @@ pub fn build(spec: &JudgeSpec, device: Device, kind: Kind, context: &Context) ->
 type Located = std::result::Result<Vec<PathBuf>, Box<dyn StdError + Send + Sync>>;
 
 /// A path that exists; else a hub id (with a file in it, or with the published names); without either, the published
-/// repositories.
+/// repositories, or the place beside the built-in model.
 fn locate(info: &'static JudgeInfo, location: Option<&str>, context: &Context) -> Located {
     let published = |repo: Option<&str>| -> Result<Vec<PathBuf>> {
         let fetch = |w: &seedpo_judge::HubFile| hub::file(repo.unwrap_or(w.repo), w.file, context);
         info.weights.iter().map(fetch).collect()
     };
     let paths = match location {
+        None if !info.asset.is_empty() => models::asset(info.asset).map(|path| vec![path]),
         None => published(None),
         Some(text) if Path::new(text).exists() => Ok(vec![PathBuf::from(text)]),
         Some(text) => match text.match_indices('/').nth(1) {

@@ -8,8 +8,10 @@ use seedpo_model::DiffusionModel;
 use crate::context::Context;
 use crate::hub;
 
-/// The built-in model's place in the clone, and beside an installed binary.
-const BUILT_IN: &str = "assets/emoji-sd";
+/// What is built in, in the clone and beside an installed binary.
+const ASSETS: &str = "assets";
+/// The built-in model's place there.
+const BUILT_IN: &str = "emoji-sd";
 
 /// The folder or single-file checkpoint of a model: the one named, by its path or hub id, or the built-in one.
 ///
@@ -22,15 +24,27 @@ pub fn find(named: Option<&Path>, context: &Context) -> Result<PathBuf> {
 
 /// The built-in model's folder, looked for from here and from the binary upwards. Errors: it is not there.
 pub fn built_in() -> Result<PathBuf> {
-    let beside = std::env::current_exe().ok().and_then(|exe| exe.canonicalize().ok());
-    let above = beside.iter().flat_map(|exe| exe.ancestors().skip(1)).map(|folder| folder.join(BUILT_IN));
-    let candidates = std::iter::once(PathBuf::from(BUILT_IN)).chain(above);
-    match candidates.into_iter().find(|folder| check(folder).is_ok()) {
+    match places(BUILT_IN).find(|folder| check(folder).is_ok()) {
         Some(folder) => Ok(folder),
         None => bail!(
-            "no --model was given, and the built-in model is not here: expected the folder {BUILT_IN} in this folder or above the binary; name a diffusers folder with --model"
+            "no --model was given, and the built-in model is not here: expected the folder {ASSETS}/{BUILT_IN} in this folder or above the binary; name a diffusers folder with --model"
         ),
     }
+}
+
+/// A folder of what is built in, found as the built-in model is. Errors: it is not there.
+pub fn asset(name: &str) -> Result<PathBuf> {
+    let found = places(name).find(|folder| folder.is_dir());
+    found.with_context(|| format!("expected the folder {ASSETS}/{name} in this folder or above the binary, found none"))
+}
+
+/// Where something built in may lie: here, and from the binary upwards.
+fn places(name: &str) -> impl Iterator<Item = PathBuf> {
+    let relative = Path::new(ASSETS).join(name);
+    let binary = std::env::current_exe().ok().and_then(|exe| exe.canonicalize().ok());
+    let above: Vec<PathBuf> =
+        binary.iter().flat_map(|exe| exe.ancestors().skip(1)).map(|f| f.join(&relative)).collect();
+    std::iter::once(relative).chain(above)
 }
 
 fn check(folder: &Path) -> Result<()> {

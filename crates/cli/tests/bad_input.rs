@@ -1,6 +1,8 @@
 //! Bad input to the real binary: each case exits with code 2 and one clear message, and leaves no file behind.
 
 mod common;
+#[path = "bad_input/judge_training.rs"]
+mod judge_training;
 #[path = "bad_input/model_folder.rs"]
 mod model_folder;
 #[path = "bad_input/probing.rs"]

@@ -93,7 +93,8 @@ impl<'a> Builder<'a> {
         };
         let prompt = self.prompt(prompt)?;
         let Place { source, number } = place;
-        self.rows.push(Row { prompt, winner, loser: loser.unwrap_or(u32::MAX), source, number });
+        let loser = loser.unwrap_or(u32::MAX);
+        self.rows.push(Row { prompt, winner, loser, source, number, tie: false, examples: 0 });
         Ok(())
     }
 
@@ -122,6 +123,10 @@ impl<'a> Builder<'a> {
                     self.report.other_generators += 1;
                 } else if scores[first] == scores[second] {
                     self.report.ties += 1;
+                    if self.options.ties && !self.options.winners_only {
+                        self.pair(place, prompt, pictures[first], Some(pictures[second]))?;
+                        self.rows.iter_mut().next_back().into_iter().for_each(|row| row.tie = true);
+                    }
                 } else {
                     let (winner, loser) =
                         if scores[first] > scores[second] { (first, second) } else { (second, first) };
@@ -134,6 +139,16 @@ impl<'a> Builder<'a> {
             }
         }
         self.prompt(prompt).map(|_| ())
+    }
+
+    /// Notes how many pairs of its prompt the file counts, for the rows from index `first` on.
+    pub fn examples(&mut self, first: usize, examples: u32) {
+        self.rows.iter_mut().skip(first).for_each(|row| row.examples = examples);
+    }
+
+    /// Pairs so far.
+    pub fn pairs(&self) -> usize {
+        self.rows.len()
     }
 
     /// Whether a picture of a ranking is by the generator asked for.

@@ -17,13 +17,15 @@ pub struct Options {
     pub generator: String,
     /// Only the winners, as supervised fine-tuning takes them: a loser may be absent, and a ranking gives its best.
     pub winners_only: bool,
+    /// Whether pairs that nobody won are kept, as [`Pair::tie`]; else they are counted and dropped.
+    pub ties: bool,
     /// The largest share of bad rows that is passed over, in [0, 1].
     pub bad_rows_limit: f64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { generator: String::new(), winners_only: false, bad_rows_limit: 0.01 }
+        Self { generator: String::new(), winners_only: false, ties: false, bad_rows_limit: 0.01 }
     }
 }
 
@@ -40,6 +42,8 @@ pub struct Pair<'a> {
     pub winner: PictureId,
     /// The other one; absent where only winners were asked for.
     pub loser: Option<PictureId>,
+    /// Nobody won: "winner" and "loser" are the pictures in the order of the file. Only where [`Options::ties`] keeps them.
+    pub tie: bool,
 }
 
 /// Where a picture's bytes are.
@@ -58,6 +62,9 @@ pub(crate) struct Row {
     pub loser: u32,
     pub source: u32,
     pub number: u32,
+    pub tie: bool,
+    /// Pairs of this prompt as the file counts them, 0 where it does not.
+    pub examples: u32,
 }
 
 /// The pairs of a dataset, by index in file order. Shared between threads; every picture is read anew.
@@ -111,7 +118,12 @@ impl Pairs {
     pub fn pair(&self, index: usize) -> Pair<'_> {
         let row = self.rows[index];
         let loser = (row.loser != u32::MAX).then_some(PictureId(row.loser));
-        Pair { prompt: &self.prompts[row.prompt as usize], winner: PictureId(row.winner), loser }
+        Pair { prompt: &self.prompts[row.prompt as usize], winner: PictureId(row.winner), loser, tie: row.tie }
+    }
+
+    /// The index of a pair's prompt among [`Pairs::prompts`].
+    pub fn prompt_index(&self, index: usize) -> usize {
+        self.rows[index].prompt as usize
     }
 
     /// The file and line or row that a pair comes from.
@@ -129,11 +141,23 @@ impl Pairs {
     /// The factor of each pair in the loss where every prompt is to count the same: N/(P·n) for a prompt with n of the
     /// N pairs of P prompts. Their mean is 1.
     pub fn prompt_weights(&self) -> Vec<f32> {
-        let mut counts = vec![0u32; self.prompts.len()];
-        self.rows.iter().for_each(|row| counts[row.prompt as usize] += 1);
+        let counts = self.prompt_counts();
         let used = counts.iter().filter(|&&n| n > 0).count();
         let share = self.rows.len() as f64 / used.max(1) as f64;
         self.rows.iter().map(|row| (share / f64::from(counts[row.prompt as usize])) as f32).collect()
+    }
+
+    /// How many pairs each pair's prompt has: as the file says (Pick-a-Pic's `num_example_per_prompt`), else as counted.
+    pub fn examples_per_prompt(&self) -> Vec<u32> {
+        let counts = self.prompt_counts();
+        let of = |row: &Row| if row.examples > 0 { row.examples } else { counts[row.prompt as usize] };
+        self.rows.iter().map(of).collect()
+    }
+
+    fn prompt_counts(&self) -> Vec<u32> {
+        let mut counts = vec![0u32; self.prompts.len()];
+        self.rows.iter().for_each(|row| counts[row.prompt as usize] += 1);
+        counts
     }
 
     /// What became of the rows.

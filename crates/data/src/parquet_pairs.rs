@@ -30,6 +30,7 @@ struct Rows {
     labels: [Vec<Option<f64>>; 2],
     has_label: Vec<Option<f64>>,
     are_different: Vec<Option<f64>>,
+    examples: Vec<Option<f64>>,
     best: Vec<Option<String>>,
     uids: [Vec<Option<String>>; 2],
     urls: [Vec<Option<String>>; 2],
@@ -106,7 +107,12 @@ fn use_row(
     let models = [0, 1].map(|side| group.models[side].get(row).cloned().flatten());
     let models: Option<Vec<String>> = models.into_iter().collect();
     let pictures = sides.map(|side| builder.picture(side));
-    builder.ranking(place, &Ranked { prompt, pictures: &pictures, scores: &scores, generators: models.as_deref() })
+    let first = builder.pairs();
+    builder.ranking(place, &Ranked { prompt, pictures: &pictures, scores: &scores, generators: models.as_deref() })?;
+    if let Some(examples) = group.examples.get(row).copied().flatten().filter(|n| *n >= 1.0) {
+        builder.examples(first, examples as u32);
+    }
+    Ok(())
 }
 
 /// Scores of both pictures: 1 and 0, or ½ each for a tie.
@@ -165,6 +171,7 @@ fn rows(table: &Table, group: usize, caption: usize) -> Result<Rows> {
         labels: [numbers("label_0")?, numbers("label_1")?],
         has_label: numbers("has_label")?,
         are_different: numbers("are_different")?,
+        examples: numbers("num_example_per_prompt")?,
         best: texts(&["best_image_uid"])?,
         uids: [texts(&UIDS[..1])?, texts(&UIDS[1..])?],
         urls: [texts(&URLS[..1])?, texts(&URLS[1..])?],

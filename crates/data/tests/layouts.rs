@@ -62,6 +62,26 @@ fn only_one_generators_pairs() {
 }
 
 #[test]
+fn ties_are_kept_where_they_are_wanted() {
+    let open = |ties| {
+        let options = Options { ties, ..lenient() };
+        Pairs::open(&fixtures().join("pickapic_v1"), &options).unwrap()
+    };
+    let (without, with) = (open(false), open(true));
+    let ties = (0..with.len()).filter(|&i| with.pair(i).tie).count();
+    assert_eq!(ties as u64, with.report().ties);
+    assert_eq!(with.len(), without.len() + ties);
+    assert!(ties > 0 && (0..without.len()).all(|i| !without.pair(i).tie));
+    // The file's own count; where there is none, the pairs of each prompt.
+    assert!(with.examples_per_prompt().iter().all(|&examples| examples == 1));
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(fixtures().join("imagefolder/w0.png"), folder.path().join("a.png")).unwrap();
+    let line = |prompt: &str| format!("{{\"prompt\": \"{prompt}\", \"winner\": \"a.png\", \"loser\": \"a.png\"}}\n");
+    fs::write(folder.path().join("pairs.jsonl"), ["x", "y", "x"].map(line).concat()).unwrap();
+    assert_eq!(Pairs::open(folder.path(), &lenient()).unwrap().examples_per_prompt(), [2, 1, 2]);
+}
+
+#[test]
 fn winners_alone_for_fine_tuning() {
     let options = Options { winners_only: true, ..lenient() };
     let all = Pairs::open(&fixtures().join("imagefolder"), &options).unwrap();

@@ -15,12 +15,26 @@ pub struct JudgeInfo {
     pub description: &'static str,
     /// The published weights; empty for judges that have none.
     pub weights: &'static [HubFile],
+    /// The folder below `assets/` where the weights of a judge of the built-in world lie; empty for the others.
+    pub asset: &'static str,
     /// Bytes to download, in MB; 0 where there is nothing to.
     pub megabytes: u32,
     /// The weights' licence, as their authors state it.
     pub licence: &'static str,
     /// Mean and spread of scores on Stable Diffusion 1.5's pictures: what ensembles normalise by.
     pub typical: (f64, f64),
+}
+
+impl JudgeInfo {
+    /// Whether it has weights to load.
+    pub fn has_weights(&self) -> bool {
+        !self.weights.is_empty() || !self.asset.is_empty()
+    }
+
+    /// Whether its network knows the timestep.
+    pub fn step_aware(&self) -> bool {
+        ["spm", "spm-sdxl", "emoji-step-aware"].contains(&self.name)
+    }
 }
 
 /// A file in a public repository.
@@ -44,12 +58,13 @@ const NO_WEIGHTS: JudgeInfo = JudgeInfo {
     unit: "",
     description: "",
     weights: &[],
+    asset: "",
     megabytes: 0,
     licence: "-",
     typical: (0.0, 1.0),
 };
 
-const CATALOGUE: [JudgeInfo; 13] = [
+const CATALOGUE: [JudgeInfo; 14] = [
     JudgeInfo {
         name: "pickscore",
         aliases: &["pickscore-v1", "pick-score"],
@@ -62,6 +77,7 @@ const CATALOGUE: [JudgeInfo; 13] = [
         megabytes: 3945,
         licence: "none stated (code MIT)",
         typical: (20.5, 1.2),
+        ..NO_WEIGHTS
     },
     JudgeInfo {
         name: "hpsv2",
@@ -72,6 +88,7 @@ const CATALOGUE: [JudgeInfo; 13] = [
         megabytes: 1972,
         licence: "Apache-2.0",
         typical: (0.265, 0.015),
+        ..NO_WEIGHTS
     },
     JudgeInfo {
         name: "hpsv2.1",
@@ -82,6 +99,7 @@ const CATALOGUE: [JudgeInfo; 13] = [
         megabytes: 1972,
         licence: "Apache-2.0",
         typical: (0.24, 0.03),
+        ..NO_WEIGHTS
     },
     JudgeInfo {
         name: "hpsv2-no-antialias",
@@ -92,6 +110,7 @@ const CATALOGUE: [JudgeInfo; 13] = [
         megabytes: 1972,
         licence: "Apache-2.0",
         typical: (0.265, 0.015),
+        ..NO_WEIGHTS
     },
     JudgeInfo {
         name: "hpsv2.1-no-antialias",
@@ -102,6 +121,7 @@ const CATALOGUE: [JudgeInfo; 13] = [
         megabytes: 1972,
         licence: "Apache-2.0",
         typical: (0.24, 0.03),
+        ..NO_WEIGHTS
     },
     JudgeInfo {
         name: "imagereward",
@@ -112,6 +132,7 @@ const CATALOGUE: [JudgeInfo; 13] = [
         megabytes: 1787,
         licence: "Apache-2.0",
         typical: (0.0, 1.0),
+        ..NO_WEIGHTS
     },
     JudgeInfo {
         name: "aesthetic",
@@ -126,6 +147,7 @@ const CATALOGUE: [JudgeInfo; 13] = [
         megabytes: 1714,
         licence: "Apache-2.0 (head), MIT (CLIP)",
         typical: (5.4, 0.5),
+        ..NO_WEIGHTS
     },
     JudgeInfo {
         name: "clipscore",
@@ -139,6 +161,7 @@ const CATALOGUE: [JudgeInfo; 13] = [
         megabytes: 605,
         licence: "MIT",
         typical: (0.75, 0.08),
+        ..NO_WEIGHTS
     },
     JudgeInfo {
         name: "spm",
@@ -156,6 +179,7 @@ const CATALOGUE: [JudgeInfo; 13] = [
         megabytes: 5225,
         licence: "Apache-2.0",
         typical: (20.5, 1.2),
+        ..NO_WEIGHTS
     },
     JudgeInfo {
         name: "spm-sdxl",
@@ -166,6 +190,7 @@ const CATALOGUE: [JudgeInfo; 13] = [
         megabytes: 5225,
         licence: "Apache-2.0",
         typical: (20.5, 1.2),
+        ..NO_WEIGHTS
     },
     JudgeInfo {
         name: "jpeg-compressibility",
@@ -189,6 +214,13 @@ const CATALOGUE: [JudgeInfo; 13] = [
         unit: "M",
         description: "Hasler and Süsstrunk's M: rewards vivid, varied colour (0 grey, 30 average, 100 extreme)",
         typical: (40.0, 20.0),
+        ..NO_WEIGHTS
+    },
+    JudgeInfo {
+        name: "chroma",
+        unit: "%",
+        description: "mean of max − min of R, G, B: rewards much and strong colour (0 grey, 100 one pure colour)",
+        typical: (25.0, 12.0),
         ..NO_WEIGHTS
     },
 ];

@@ -154,7 +154,8 @@ fn is_weights(path: &Path) -> bool {
     let suffix = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     let index = name.contains(".index.") || suffix != "json";
     let shard = name.contains("-of-");
-    let training = name.starts_with("optimizer") || name.starts_with("training_args") || name.starts_with("scheduler");
+    let training =
+        ["optimizer", "training_args", "scheduler", "checkpoint"].iter().any(|start| name.starts_with(start));
     SUFFIXES.contains(&suffix.as_str()) && index && !shard && !training
 }
 

@@ -18,6 +18,7 @@ mod aesthetic;
 mod background;
 mod cache;
 mod catalogue;
+mod chroma;
 mod clip_judge;
 mod colourfulness;
 mod ensemble;
@@ -36,6 +37,7 @@ mod step;
 pub use aesthetic::AestheticHead;
 pub use background::{BackgroundJudge, Job, Pending, Pictures};
 pub use catalogue::{HubFile, JudgeInfo, info, names};
+pub use chroma::{Chroma, chroma};
 pub use clip_judge::{ClipFormula, ClipJudge};
 pub use colourfulness::{Colourfulness, colourfulness};
 pub use ensemble::{Ensemble, Member, Rule, Statistics};
@@ -45,7 +47,9 @@ pub use image_reward::ImageReward;
 pub use images::{ImageBatch, Predicted, to_u8};
 pub use jpeg::{JpegSize, jpeg_bytes};
 pub use judge::Judge;
-pub use load::{JudgeOptions, load, recognised};
-pub use preprocess::{CLIP_STATISTICS, Normalisation, Preparation, Window, padded, resize_bicubic, step_aware};
+pub use load::{JudgeOptions, load, load_clip, recognised};
+pub use preprocess::{
+    CLIP_STATISTICS, Normalisation, Preparation, Window, padded, resize_bicubic, step_aware, step_aware_training,
+};
 pub use spec::{EXEC_TIMEOUT, JudgeSpec, Locate};
 pub use step::StepJudge;

@@ -9,7 +9,7 @@ use seedpo_tensor::{Device, Kind, WeightFile};
 use crate::aesthetic::AestheticHead;
 use crate::clip_judge::{ClipFormula, ClipJudge};
 use crate::files::{Content, Found};
-use crate::{Colourfulness, Error, JpegSize, Judge, JudgeInfo, Preparation, Result, info};
+use crate::{Chroma, Colourfulness, Error, JpegSize, Judge, JudgeInfo, Preparation, Result, info};
 
 /// How judges compute.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,7 +34,7 @@ impl Default for JudgeOptions {
 /// them otherwise.
 pub fn load(name: &str, paths: &[PathBuf], options: &JudgeOptions) -> Result<Box<dyn Judge>> {
     let info = info(name)?;
-    if info.weights.is_empty() {
+    if !info.has_weights() {
         return match paths.first() {
             None => Ok(without_weights(info)),
             Some(path) => Err(Error::Files {
@@ -76,10 +76,33 @@ pub fn recognised(paths: &[PathBuf]) -> Result<&'static str> {
     }
 }
 
+/// A whole CLIP to go on training from, conditioned on timesteps or not, with its tokenizer; `from` is a folder or a file.
+/// What no file says is taken as PickScore has it.
+///
+/// Errors: as [`load`].
+pub fn load_clip(from: &std::path::Path, options: &JudgeOptions) -> Result<(ClipModel, ClipTokenizer)> {
+    let found = Found::open(info("pickscore")?, &[from.to_path_buf()])?;
+    let (file, _) = found.one("a CLIP", |content| matches!(content, Content::Clip(_) | Content::StepAwareClip))?;
+    clip(&found, file, ClipDialect::Transformers, Activation::Gelu, options)
+}
+
+fn clip(
+    found: &Found,
+    file: &WeightFile,
+    dialect: ClipDialect,
+    act: Activation,
+    options: &JudgeOptions,
+) -> Result<(ClipModel, ClipTokenizer)> {
+    let model = ClipModel::load(file, clip_config(found, file)?, act, options.device, options.kind)?;
+    let tokenizer = tokenizer(found, file, dialect, model.config().text.vocab_size)?;
+    Ok((model, tokenizer))
+}
+
 fn without_weights(info: &JudgeInfo) -> Box<dyn Judge> {
     match info.name {
         "jpeg-compressibility" => Box::new(JpegSize::Compressibility),
         "jpeg-incompressibility" => Box::new(JpegSize::Incompressibility),
+        "chroma" => Box::new(Chroma),
         _ => Box::new(Colourfulness),
     }
 }
@@ -94,7 +117,7 @@ fn clip_judge(info: &'static JudgeInfo, found: &Found, options: &JudgeOptions) -
         "aesthetic" => (Transformers, Preparation::Processor, Activation::QuickGelu),
         _ => (Transformers, Preparation::Processor, Activation::Gelu),
     };
-    let step_aware = info.name.starts_with("spm");
+    let step_aware = info.step_aware();
     let expected = if step_aware { "a CLIP with a timestep's conditioning" } else { "a CLIP" };
     let wanted = |content: &Content| match content {
         Content::Clip(_) => !step_aware,
@@ -102,8 +125,7 @@ fn clip_judge(info: &'static JudgeInfo, found: &Found, options: &JudgeOptions) -
         _ => false,
     };
     let (file, _) = found.one(expected, wanted)?;
-    let model = ClipModel::load(file, clip_config(found, file)?, act, options.device, options.kind)?;
-    let tokenizer = tokenizer(found, file, dialect, model.config().text.vocab_size)?;
+    let (model, tokenizer) = clip(found, file, dialect, act, options)?;
     let formula = match info.name {
         "clipscore" => ClipFormula::ClipScore,
         "aesthetic" => {

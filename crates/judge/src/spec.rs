@@ -59,7 +59,7 @@ impl JudgeSpec {
             Self::Named { name, location } => {
                 let info = info(name)?;
                 let fail = |source| Error::Locate { judge: info.name.to_owned(), source };
-                let none = info.weights.is_empty() && location.is_none();
+                let none = !info.has_weights() && location.is_none();
                 let paths = if none { Vec::new() } else { locate(info, location.as_deref()).map_err(fail)? };
                 load(name, &paths, options)
             }
@@ -89,7 +89,7 @@ impl JudgeSpec {
     /// Whether it has a network to run.
     pub fn computes(&self) -> bool {
         match self {
-            Self::Named { name, .. } => info(name).is_ok_and(|info| !info.weights.is_empty()),
+            Self::Named { name, .. } => info(name).is_ok_and(JudgeInfo::has_weights),
             Self::Path { .. } => true,
             Self::Exec { .. } => false,
             Self::Ensemble { members, .. } => members.iter().any(|(_, member)| member.computes()),

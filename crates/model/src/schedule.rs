@@ -93,6 +93,13 @@ impl NoiseSchedule {
         Ok((signal.f_mul(&float(v))?).f_add(&sigma.f_mul(&float(latents))?)?)
     }
 
+    /// The x_0 that predicted noise stands for, `(x_t − √(1−ᾱ_t) ε) / √ᾱ_t`, f32; shapes and errors as
+    /// [`add_noise`](Self::add_noise).
+    pub fn clean_latents(&self, latents: &Tensor, epsilon: &Tensor, timesteps: &Tensor) -> Result<Tensor> {
+        let (signal, sigma) = self.coefficients(timesteps, latents)?;
+        Ok(float(latents).f_sub(&sigma.f_mul(&float(epsilon))?)?.f_div(&signal)?)
+    }
+
     /// The network's raw output as noise ε, f32: itself for epsilon models, [`eps_from_v`](Self::eps_from_v) for v.
     pub fn to_epsilon(&self, output: &Tensor, latents: &Tensor, timesteps: &Tensor) -> Result<Tensor> {
         match self.prediction_type {

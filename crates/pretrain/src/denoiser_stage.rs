@@ -101,7 +101,7 @@ impl<'a> DenoiserStage<'a> {
         }
         let lr = settings.cooldown(step);
         let norm = self.state.update(gradient, lr)?;
-        let metrics = vec![("squared_error", report[1]), ("grad_norm", norm)];
+        let metrics = vec![("squared_error".to_owned(), report[1]), ("grad_norm".to_owned(), norm)];
         Ok(StageReport { stage: STAGE, step: step + 1, total: settings.steps, loss: value, lr, metrics })
     }
 

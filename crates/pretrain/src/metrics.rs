@@ -29,7 +29,7 @@ impl Metrics {
         line.insert("step".into(), report.step.into());
         line.insert("loss".into(), report.loss.into());
         line.insert("lr".into(), report.lr.into());
-        line.extend(report.metrics.iter().map(|(k, v)| ((*k).to_owned(), (*v).into())));
+        line.extend(report.metrics.iter().map(|(k, v)| (k.clone(), (*v).into())));
         line.insert("seconds".into(), seconds.into());
         let fail = |e| Error::from(seedpo_tensor::Error::io(&self.path, e));
         let mut file = OpenOptions::new().create(true).append(true).open(&self.path).map_err(fail)?;
@@ -71,7 +71,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let metrics = Metrics::at(folder.path().join("metrics.jsonl"));
         assert_eq!(metrics.seconds().unwrap(), None);
-        let report = |stage, step| StageReport { stage, step, total: 9, loss: 1.0, lr: 0.1, metrics: vec![("m", 2.0)] };
+        let report =
+            |stage, step| StageReport { stage, step, total: 9, loss: 1.0, lr: 0.1, metrics: vec![("m".into(), 2.0)] };
         for (stage, step) in [("vae", 1), ("denoiser", 1), ("denoiser", 2), ("denoiser", 3)] {
             metrics.append(&report(stage, step), 0.5).unwrap();
         }

@@ -5,7 +5,7 @@ use serde::Serialize;
 /// One training step.
 #[derive(Debug, Clone, Serialize)]
 pub struct StageReport {
-    /// `vae` or `denoiser`.
+    /// `vae` or `denoiser`; of a judge its kind.
     pub stage: &'static str,
     /// Steps done, this one included.
     pub step: u64,
@@ -16,7 +16,7 @@ pub struct StageReport {
     /// The learning rate.
     pub lr: f64,
     /// More numbers by name.
-    pub metrics: Vec<(&'static str, f64)>,
+    pub metrics: Vec<(String, f64)>,
 }
 
 /// Follows a run and may stop it. All methods have defaults that do nothing.

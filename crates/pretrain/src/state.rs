@@ -155,7 +155,7 @@ impl State {
 }
 
 /// The indices of the images of a step: every epoch a permutation of its own, batches running across epochs.
-pub(crate) fn batch_indices(seed: u64, purpose: &'static str, images: usize, step: u64, batch: usize) -> Vec<i64> {
+pub fn batch_indices(seed: u64, purpose: &'static str, images: usize, step: u64, batch: usize) -> Vec<i64> {
     let mut order: Option<(u64, Vec<usize>)> = None;
     let first = step * batch as u64;
     let index = |i: u64| {

@@ -70,6 +70,7 @@ impl<'a> VaeStage<'a> {
             ("kl", report[4]),
             ("grad_norm", norm),
         ];
+        let metrics = metrics.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         Ok(StageReport { stage: STAGE, step: step + 1, total: settings.steps, loss: value, lr, metrics })
     }
 

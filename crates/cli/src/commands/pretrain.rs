@@ -195,7 +195,7 @@ fn train(args: &TrainArgs, context: &Context) -> Result<Outcome> {
         checkpoint_every: args.checkpoint_every,
         preview_every: args.preview_every,
     };
-    let mut shown = Shown { context, stage: "", progress: None };
+    let mut shown = Shown::new(context);
     match seedpo_pretrain::run(&options, &mut shown) {
         Ok(folder) => {
             shown.finish();
@@ -213,14 +213,20 @@ fn train(args: &TrainArgs, context: &Context) -> Result<Outcome> {
 }
 
 /// Shows a run: one progress for each stage.
-struct Shown<'a> {
+pub(super) struct Shown<'a> {
     context: &'a Context,
     stage: &'static str,
     progress: Option<Progress>,
 }
 
-impl Shown<'_> {
-    fn finish(&mut self) {
+impl<'a> Shown<'a> {
+    /// Shows nothing until the first step.
+    pub(super) fn new(context: &'a Context) -> Self {
+        Self { context, stage: "", progress: None }
+    }
+
+    /// Ends the last stage's progress.
+    pub(super) fn finish(&mut self) {
         if let Some(mut progress) = self.progress.take() {
             progress.finish();
         }

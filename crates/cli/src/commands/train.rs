@@ -208,6 +208,7 @@ fn image_pairs(config: &TrainConfig, context: &Context) -> Result<Option<Arc<Pai
         generator: config.pairs_generator.clone(),
         winners_only: from != PairsFrom::Images,
         bad_rows_limit: config.bad_rows_limit,
+        ..Options::default()
     };
     let path = Path::new(&config.pairs_file);
     let pairs = Pairs::open(path, &options).context("setting `pairs_file`")?;

@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{ImageBatch, Result};
 
 pub use pillow::{Window, resize_bicubic};
-pub use torch::{padded, step_aware};
+pub use torch::{padded, step_aware, step_aware_training};
 
 /// Mean and standard deviation of each channel, RGB, for pixels in [0, 1].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -54,11 +54,15 @@ impl Preparation {
     ///
     /// Errors: libtorch's, where memory is short.
     pub fn prepare(self, images: &ImageBatch, side: usize) -> Result<Tensor> {
-        let squares = match self {
-            Self::Padded { antialias } => padded(&images.unit()?, side as i64, antialias)?,
-            Self::Processor | Self::OpenAi => self.cropped(images, side)?,
-        };
-        Ok(CLIP_STATISTICS.apply(&squares))
+        Ok(CLIP_STATISTICS.apply(&self.squares(images, side)?))
+    }
+
+    /// As [`Self::prepare`], before the normalisation: f32 in [0, 1] but for bicubic overshoot.
+    pub fn squares(self, images: &ImageBatch, side: usize) -> Result<Tensor> {
+        match self {
+            Self::Padded { antialias } => padded(&images.unit()?, side as i64, antialias),
+            Self::Processor | Self::OpenAi => self.cropped(images, side),
+        }
     }
 
     fn cropped(self, images: &ImageBatch, side: usize) -> Result<Tensor> {

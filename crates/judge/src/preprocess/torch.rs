@@ -44,3 +44,13 @@ pub fn step_aware(images: &Tensor, side: i64) -> Result<Tensor> {
     let square = resized.f_narrow(2, offset(rows), side)?.f_narrow(3, offset(columns), side)?;
     Ok(CLIP_STATISTICS.apply(&(square / 2.0 + 0.5).clamp(0.0, 1.0).to_kind(tch::Kind::Float)))
 }
+
+/// How the step-aware preference model was *trained* to see decoded images `[B, 3, H, W]` in [−1, 1]: to [0, 1] and clamped
+/// first, then straight to S x S without a crop (bicubic, no antialias), clamped again, CLIP's statistics.
+///
+/// Equal to [`step_aware`] for square images but for what is clamped before resizing. Source: SPO's SPM trainer.
+pub fn step_aware_training(images: &Tensor, side: i64) -> Result<Tensor> {
+    let unit = (images / 2.0 + 0.5).clamp(0.0, 1.0).to_kind(tch::Kind::Float);
+    let resized = unit.f_upsample_bicubic2d([side, side], false, None, None)?;
+    Ok(CLIP_STATISTICS.apply(&resized.clamp(0.0, 1.0)))
+}

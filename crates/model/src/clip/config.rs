@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::config::{Reader, wrong};
 use crate::{Activation, Result, TextConfig};
@@ -49,6 +49,23 @@ impl VisionConfig {
         (self.image_size / self.patch_size).pow(2) + 1
     }
 
+    fn to_json(&self, projection_dim: i64) -> Value {
+        json!({
+            "attention_dropout": 0.0,
+            "hidden_act": self.hidden_act.name(),
+            "hidden_size": self.hidden_size,
+            "image_size": self.image_size,
+            "intermediate_size": self.intermediate_size,
+            "layer_norm_eps": self.layer_norm_eps,
+            "model_type": "clip_vision_model",
+            "num_attention_heads": self.num_attention_heads,
+            "num_channels": 3,
+            "num_hidden_layers": self.num_hidden_layers,
+            "patch_size": self.patch_size,
+            "projection_dim": projection_dim,
+        })
+    }
+
     fn read(r: &mut Reader) -> Result<Self> {
         let (d, int) = (Self::default(), "an integer");
         Ok(Self {
@@ -91,6 +108,26 @@ impl ClipConfig {
         };
         config.validate(path)?;
         Ok(config)
+    }
+
+    /// The contents of `config.json` as transformers' `CLIPModel` reads them; the timestep's conditioning, of which it
+    /// knows nothing, is told by the tensors.
+    pub fn to_json(&self) -> Value {
+        let mut text = self.text.to_json();
+        if let Some(text) = text.as_object_mut() {
+            // Of a text encoder by itself.
+            ["architectures", "torch_dtype"].iter().for_each(|key| drop(text.remove(*key)));
+        }
+        json!({
+            "architectures": ["CLIPModel"],
+            "initializer_factor": 1.0,
+            "logit_scale_init_value": super::LOGIT_SCALE,
+            "model_type": "clip",
+            "projection_dim": self.projection_dim,
+            "text_config": text,
+            "torch_dtype": "float32",
+            "vision_config": self.vision.to_json(self.projection_dim),
+        })
     }
 
     fn read(reader: &mut Reader) -> Result<Self> {

@@ -32,7 +32,9 @@ fn table() -> String {
     let header = ["judge", "unit", "download", "licence", "weights"].map(str::to_owned);
     let row = |info: &JudgeInfo| {
         let size = if info.megabytes == 0 { "none".to_owned() } else { format!("{} MB", info.megabytes) };
-        vec![info.name.to_owned(), info.unit.to_owned(), size, info.licence.to_owned(), repositories(info).join(", ")]
+        let weights =
+            if info.asset.is_empty() { repositories(info).join(", ") } else { format!("assets/{}", info.asset) };
+        vec![info.name.to_owned(), info.unit.to_owned(), size, info.licence.to_owned(), weights]
     };
     let rows: Vec<Vec<String>> = names().iter().map(row).collect();
     let about: String = names().iter().map(|info| format!("  {}: {}\n", info.name, info.description)).collect();
@@ -53,6 +55,7 @@ fn object(info: &JudgeInfo) -> String {
         "unit": info.unit,
         "description": info.description,
         "weights": files,
+        "asset": info.asset,
         "megabytes": info.megabytes,
         "licence": info.licence,
         "typical_mean": info.typical.0,

@@ -73,7 +73,7 @@ fn share(text: &str) -> Result<f64, String> {
 impl Source {
     fn options(&self) -> Options {
         let (generator, bad_rows_limit) = (self.pairs_generator.clone(), self.bad_rows_limit);
-        Options { generator, winners_only: false, bad_rows_limit }
+        Options { generator, bad_rows_limit, ..Options::default() }
     }
 
     /// Opens the dataset and says in a note what is passed over. Errors: as [`Pairs::open`].

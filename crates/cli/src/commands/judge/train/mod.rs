@@ -1,0 +1,203 @@
+//! `seedpo judge train`: CLIPs, preference models and step-aware ones, trained from pictures.
+
+mod args;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use seedpo_data::{Options, Pairs, fingerprint};
+use seedpo_judge_train::{
+    Captions, Contrastive, Crop, EmojiCaptions, FileCaptions, Noising, Preference, Run, Settings, Sizes, Start, Task,
+};
+use seedpo_model::{ClipDialect, ClipTokenizer, DiffusionModel};
+use seedpo_tensor::{Device, Kind};
+use serde_json::{Map, Value};
+
+use args::{ClipArgs, Common, KindArgs, PairArgs, StepAwareArgs};
+
+use crate::commands::pretrain::Shown;
+use crate::context::Context;
+use crate::failure::Outcome;
+use crate::{hub, models, output};
+
+const EXAMPLES: &str = "\
+Examples:
+  seedpo judge train clip --data emoji --tokenizer assets/emoji-sd       a small CLIP from nothing (make emoji fetches the data)
+  seedpo judge train preference --data pickapic/data --init laion/CLIP-ViT-H-14-laion2B-s32B-b79K   PickScore's recipe
+  seedpo judge train step-aware --data pickapic/data --init path/to/PickScore --model path/to/sd15 --preset spm-sd15
+  seedpo judge train preference --resume --data .. --init ..             go on after Ctrl-C, bit for bit on a CPU
+  seedpo score --judge pickscore=runs/judge-preference/model pictures/   use it; `spm=..` for a step-aware one
+
+A run writes one folder: model/ (the judge, in transformers' layout), checkpoint.safetensors, metrics.jsonl. docs/judges.md
+(\"Training a judge\") says what each kind learns and by which loss.";
+
+/// Train a judge: a CLIP from captioned pictures, a preference model from pairs, a step-aware one from noised pairs.
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES, arg_required_else_help = true)]
+pub struct Args {
+    #[command(subcommand)]
+    kind: KindArgs,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
+    match &args.kind {
+        KindArgs::Clip(args) => clip(args, context),
+        KindArgs::Preference(args) => {
+            let device = context.device()?;
+            let settings = args.common.settings("preference")?;
+            let start = start(&args.pairs.init, device, context)?.plain()?;
+            pairs(&args.pairs, &args.common, settings, start, None, Map::new(), context)
+        }
+        KindArgs::StepAware(args) => step_aware(args, context),
+    }
+}
+
+fn clip(args: &ClipArgs, context: &Context) -> Result<Outcome> {
+    let (device, settings) = (context.device()?, args.common.settings("clip")?);
+    ensure!(
+        args.crop_area > 0.0 && args.crop_area <= 1.0,
+        "--crop-area: expected above 0, at most 1, found {}",
+        args.crop_area
+    );
+    let start = match &args.init {
+        Some(init) => start(init, device, context)?.plain()?,
+        None => {
+            let sizes = Sizes {
+                image_size: args.image_size,
+                patch_size: args.patch_size,
+                vision: three(&args.vision).context("--vision")?,
+                text: three(&args.text).context("--text")?,
+                projection: args.projection,
+            };
+            let tokenizer = match context.flag("tokenizer") {
+                Some(folder) => ClipTokenizer::from_folder(Path::new(folder)).context("--tokenizer")?,
+                None => ClipTokenizer::built_in(ClipDialect::Transformers)?,
+            };
+            Start::fresh(&sizes, tokenizer, settings.seed, device)?
+        }
+    };
+    let emoji = args.data == Path::new("emoji") && !args.data.exists();
+    let data = if emoji { &args.emoji } else { &args.data };
+    let captions: Box<dyn Captions> = match emoji {
+        true => Box::new(EmojiCaptions::read(data).context("--emoji")?),
+        false => Box::new(FileCaptions::open(data, args.common.bad_rows_limit).context("--data")?),
+    };
+    context.note(&format!("{}: {} captioned pictures", data.display(), captions.len()));
+    let crop = Crop { least_area: args.crop_area };
+    let side = start.config.vision.image_size;
+    let inputs = Map::from_iter([
+        ("data".to_owned(), Value::from(fingerprint(data)?)),
+        ("crop-area".to_owned(), Value::from(args.crop_area)),
+    ]);
+    let task = Contrastive::new(captions, Arc::clone(&start.tokenizer), side, crop, &settings)?;
+    args.common.train(&task, &start, settings, inputs, context)
+}
+
+fn step_aware(args: &StepAwareArgs, context: &Context) -> Result<Outcome> {
+    let (device, settings) = (context.device()?, args.common.settings("step-aware")?);
+    let start = start(&args.pairs.init, device, context)?.step_aware(settings.seed)?;
+    let folder = models::find(args.model.as_deref(), context)?;
+    context.note(&format!("loading {}", folder.display()));
+    let model = DiffusionModel::load(&folder, &context.load_options(device)?).context("--model")?;
+    let resolution = args.resolution.unwrap_or(models::native_size(&model).0);
+    let inputs = Map::from_iter([
+        ("model".to_owned(), Value::from(fingerprint(&folder)?)),
+        ("guidance-scale".to_owned(), Value::from(args.guidance_scale)),
+        ("resolution".to_owned(), Value::from(resolution)),
+    ]);
+    let noising = Noising::new(model, args.guidance_scale, resolution)?;
+    pairs(&args.pairs, &args.common, settings, start, Some(noising), inputs, context)
+}
+
+/// Trains on pairs, as they are or noised.
+fn pairs(
+    args: &PairArgs,
+    common: &Common,
+    settings: Settings,
+    start: Start,
+    noising: Option<Noising>,
+    mut inputs: Map<String, Value>,
+    context: &Context,
+) -> Result<Outcome> {
+    let (generator, bad_rows_limit) = (args.pairs_generator.clone(), common.bad_rows_limit);
+    let options = Options { generator, bad_rows_limit, ties: true, ..Options::default() };
+    let pairs = Pairs::open(&args.data, &options).context("--data")?;
+    let (count, ties, bad) = (pairs.len(), pairs.report().ties, pairs.report().bad_rows());
+    context.note(&format!("{}: {count} pairs, {ties} of them ties; {bad} bad rows", args.data.display()));
+    inputs.insert("data".to_owned(), Value::from(fingerprint(&args.data)?));
+    inputs.insert("pairs-generator".to_owned(), Value::from(args.pairs_generator.clone()));
+    let (tokenizer, side) = (Arc::clone(&start.tokenizer), start.config.vision.image_size);
+    let task = Preference::new(Arc::new(pairs), tokenizer, side, noising, &settings, bad_rows_limit)?;
+    common.train(&task, &start, settings, inputs, context)
+}
+
+impl Common {
+    fn train<T: Task>(
+        &self,
+        task: &T,
+        start: &Start,
+        settings: Settings,
+        inputs: Map<String, Value>,
+        context: &Context,
+    ) -> Result<Outcome> {
+        let storage = match self.save_dtype.as_str() {
+            "f32" => Kind::Float,
+            "bf16" => Kind::BFloat16,
+            "f16" => Kind::Half,
+            other => bail!("--save-dtype: expected f32, bf16 or f16, found `{other}`"),
+        };
+        let kind = task.kind();
+        let out = self.out.clone().unwrap_or_else(|| PathBuf::from(format!("runs/judge-{kind}")));
+        let parameters: usize = start.parameters.values().map(|tensor| tensor.numel()).sum();
+        context.note(&format!(
+            "training a judge ({kind}) of {:.1} million parameters: {} updates of {} x {} at {:e}, {}, weight decay {}; {} \
+             held out",
+            parameters as f64 / 1e6,
+            settings.steps,
+            settings.accumulation,
+            settings.batch,
+            settings.lr,
+            settings.schedule,
+            settings.weight_decay,
+            task.heldout()
+        ));
+        let (checkpoint_every, evaluate_every) = (self.checkpoint_every, self.evaluate_every);
+        let run = Run { out, settings, inputs, resume: self.resume, checkpoint_every, evaluate_every, storage };
+        let mut shown = Shown::new(context);
+        let finished = seedpo_judge_train::run(&run, task, start, &mut shown);
+        shown.finish();
+        let finished = finished?;
+        if finished.step < run.settings.steps {
+            context.note(&format!(
+                "stopped and saved after update {}; the same command with --resume goes on",
+                finished.step
+            ));
+            return Ok(Outcome::Interrupted);
+        }
+        output::print(&format!("{}\n", finished.model.display()))?;
+        Ok(Outcome::Done)
+    }
+}
+
+/// The CLIP to start from: a path, else a repository of the hub with `config.json` and `model.safetensors`.
+fn start(init: &str, device: Device, context: &Context) -> Result<Start> {
+    let load = || -> Result<Start> {
+        let path = Path::new(init);
+        if path.exists() {
+            return Ok(Start::load(path, device)?);
+        }
+        hub::file(init, "config.json", context)?;
+        let weights = hub::file(init, "model.safetensors", context)?;
+        Ok(Start::load(&weights, device)?)
+    };
+    load().context("--init")
+}
+
+/// Three whole numbers between commas.
+fn three(text: &str) -> Result<[i64; 3]> {
+    let numbers: Option<Vec<i64>> = text.split(',').map(|part| part.trim().parse().ok()).collect();
+    let three = numbers.and_then(|numbers| numbers.try_into().ok());
+    three.with_context(|| format!("expected width, layers and heads as in 128,4,4, found `{text}`"))
+}

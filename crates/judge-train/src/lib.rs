@@ -1,0 +1,35 @@
+//! Training judges (docs/judges.md, "Training a judge"): CLIPs from captioned pictures, preference models from pairs
+//! (PickScore's loss), and step-aware preference models from noised pairs (SPO's recipe).
+//!
+//! One engine ([`run()`]) for all: a [`Task`] says what a batch is, what its loss is and how held-out data is judged.
+
+mod captions;
+mod contrastive;
+mod error;
+mod export;
+mod noising;
+pub mod objective;
+mod pictures;
+mod preference;
+mod presets;
+mod run;
+mod settings;
+mod source;
+mod split;
+mod start;
+mod state;
+mod synthetic;
+
+pub use captions::{Captions, EmojiCaptions, FileCaptions};
+pub use contrastive::Contrastive;
+pub use error::{Error, Result};
+pub use export::export;
+pub use noising::{Draws, Noising};
+pub use pictures::Crop;
+pub use preference::{PairBatch, Preference};
+pub use presets::{PRESETS, Preset};
+pub use run::{Finished, Run, Task, run};
+pub use settings::{Part, Settings};
+pub use source::Source;
+pub use start::{Sizes, Start};
+pub use synthetic::{Written, write_pairs};

@@ -1,0 +1,69 @@
+//! Batches, loaded one update ahead on a thread of their own.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+
+use seedpo_pretrain::state::batch_indices;
+
+use crate::{Error, Result, Settings};
+
+/// Where the batches of updates come from. What an update gets depends on its number alone.
+pub trait Source: Send + Sync {
+    /// What one pass works on.
+    type Batch: Send + 'static;
+
+    /// The batches of update `update`, from 0: as many as gradients are accumulated of, none empty.
+    fn load(&self, update: u64) -> Result<Vec<Self::Batch>>;
+}
+
+/// In which order examples are visited: every epoch a permutation of its own, updates running across epochs.
+#[derive(Debug, Clone)]
+pub(crate) struct Order {
+    examples: Vec<usize>,
+    seed: u64,
+    batch: usize,
+    accumulation: usize,
+}
+
+impl Order {
+    pub fn new(examples: Vec<usize>, settings: &Settings) -> Self {
+        Self { examples, seed: settings.seed, batch: settings.batch, accumulation: settings.accumulation }
+    }
+
+    /// The examples of an update, by batches.
+    pub fn batches(&self, update: u64) -> Vec<Vec<usize>> {
+        let count = self.batch * self.accumulation;
+        let places = batch_indices(self.seed, "judge order", self.examples.len(), update, count);
+        let examples: Vec<usize> = places.into_iter().map(|place| self.examples[place as usize]).collect();
+        examples.chunks(self.batch).map(<[usize]>::to_vec).collect()
+    }
+}
+
+/// Loads the batches of updates in order, while the one before is trained on.
+pub(crate) struct Ahead<B> {
+    loaded: Receiver<Result<Vec<B>>>,
+}
+
+impl<B: Send + 'static> Ahead<B> {
+    /// Loads from update `first` up to, not with, `end`.
+    pub fn start<S: Source<Batch = B> + 'static>(source: Arc<S>, first: u64, end: u64) -> Self {
+        let (sender, loaded) = sync_channel(1);
+        // It ends when all is loaded, or when nobody listens any more.
+        std::thread::spawn(move || {
+            tch::set_num_threads(1);
+            for update in first..end {
+                let batches = source.load(update);
+                let failed = batches.is_err();
+                if sender.send(batches).is_err() || failed {
+                    break;
+                }
+            }
+        });
+        Self { loaded }
+    }
+
+    /// The next update's batches.
+    pub fn next(&self) -> Result<Vec<B>> {
+        self.loaded.recv().map_err(|_| Error::Loader)?
+    }
+}

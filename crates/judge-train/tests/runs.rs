@@ -1,0 +1,190 @@
+//! Whole runs on six emoji: they resume bit for bit, their folders load as judges, and bad input is refused.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use seedpo_data::{Options, Pairs};
+use seedpo_judge::{JudgeOptions, load, load_clip};
+use seedpo_judge_train::{
+    Contrastive, Crop, EmojiCaptions, Finished, Noising, Preference, Preset, Run, Settings, Sizes, Start, Task, run,
+    write_pairs,
+};
+use seedpo_model::{ClipTokenizer, DiffusionModel, LoadOptions};
+use seedpo_pretrain::{Observer, Silent, StageReport};
+use seedpo_tensor::{Device, Kind, Tensor, WeightFile};
+
+const SIZES: Sizes = Sizes { image_size: 32, patch_size: 16, vision: [16, 2, 2], text: [16, 1, 2], projection: 16 };
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn emoji() -> EmojiCaptions {
+    EmojiCaptions::read(&root().join("crates/pretrain/tests/fixtures/emoji")).unwrap()
+}
+
+fn settings(kind: &str) -> Settings {
+    seedpo_tensor::tch::set_num_threads(1);
+    let preset = Preset::find(kind, None).unwrap().settings();
+    Settings { steps: 5, batch: 3, accumulation: 2, lr: 1e-3, warmup: 1, seed: 3, heldout_share: 0.3, ..preset }
+}
+
+fn fresh() -> Start {
+    let tokenizer = ClipTokenizer::from_folder(&root().join("assets/emoji-sd")).unwrap();
+    Start::fresh(&SIZES, tokenizer, 1, Device::Cpu).unwrap()
+}
+
+fn run_in(out: PathBuf, settings: Settings) -> Run {
+    let inputs = serde_json::Map::from_iter([("data".to_owned(), "emoji".into())]);
+    Run { out, settings, inputs, resume: false, checkpoint_every: 2, evaluate_every: 2, storage: Kind::Float }
+}
+
+/// Asks to stop after an update.
+struct StopAt(u64, bool);
+
+impl Observer for StopAt {
+    fn on_step(&mut self, report: &StageReport) {
+        assert!(report.loss.is_finite() && report.metrics.iter().all(|(_, value)| value.is_finite()));
+        self.1 = report.step == self.0;
+    }
+
+    fn stop(&self) -> bool {
+        self.1
+    }
+}
+
+/// A run as a whole and one stopped twice end with the same bytes; the trained folder.
+fn resumes(kind: &str, task: &impl Task, start: &Start, scratch: &Path) -> Finished {
+    let whole = run_in(scratch.join("whole"), settings(kind));
+    let finished = run(&whole, task, start, &mut Silent).unwrap();
+    assert_eq!(finished.step, 5);
+    let mut broken = run_in(scratch.join("broken"), settings(kind));
+    for stop in [1, 4] {
+        assert_eq!(run(&broken, task, start, &mut StopAt(stop, false)).unwrap().step, stop);
+        broken.resume = true;
+    }
+    let resumed = run(&broken, task, start, &mut Silent).unwrap();
+    let weights = |finished: &Finished| std::fs::read(finished.model.join("model.safetensors")).unwrap();
+    assert!(weights(&finished) == weights(&resumed), "whole and resumed run differ");
+    assert_eq!(finished.heldout, resumed.heldout);
+    let lines = std::fs::read_to_string(scratch.join("broken/metrics.jsonl")).unwrap();
+    assert_eq!(lines.lines().count(), 5, "one line per update, none twice");
+    finished
+}
+
+fn pairs(scratch: &Path) -> Arc<Pairs> {
+    let folder = scratch.join("pairs");
+    write_pairs(&folder, &emoji(), 1).unwrap();
+    Arc::new(Pairs::open(&folder, &Options { ties: true, ..Options::default() }).unwrap())
+}
+
+fn picture() -> Tensor {
+    Tensor::arange(40 * 50 * 3, (Kind::Int64, Device::Cpu)).remainder(251).to_kind(Kind::Uint8).view([1, 40, 50, 3])
+}
+
+#[test]
+fn a_clip_and_a_preference_model_from_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    let start = fresh();
+    let tokenizer = Arc::clone(&start.tokenizer);
+    let crop = Crop { least_area: 0.5 };
+    let task = Contrastive::new(Box::new(emoji()), tokenizer, 32, crop, &settings("clip")).unwrap();
+    let clip = resumes("clip", &task, &start, &scratch.path().join("clip"));
+    assert_eq!(clip.heldout.len(), 3);
+
+    let start = Start::load(&clip.model, Device::Cpu).unwrap().plain().unwrap();
+    let pairs = pairs(scratch.path());
+    let task = |limit| {
+        let settings = settings("preference");
+        Preference::new(Arc::clone(&pairs), Arc::clone(&start.tokenizer), 32, None, &settings, limit)
+    };
+    let finished = resumes("preference", &task(0.0).unwrap(), &start, &scratch.path().join("preference"));
+    let accuracy = finished.heldout[0].1;
+    assert!((0.0..=1.0).contains(&accuracy) && finished.heldout[0].0 == "heldout_pair_accuracy");
+    let judge = load("pickscore", std::slice::from_ref(&finished.model), &JudgeOptions::default()).unwrap();
+    let score = judge.score(&picture(), &["red apple"]).unwrap();
+    // The run's folder itself does as well: its checkpoint is not taken for a judge.
+    let folder = finished.model.parent().unwrap().to_path_buf();
+    let again = load("pickscore", &[folder], &JudgeOptions::default()).unwrap();
+    assert_eq!(again.score(&picture(), &["red apple"]).unwrap(), score);
+
+    // A picture that is gone: passed over within the limit, named above it.
+    let gone = pairs.file(pairs.pair(0).winner).unwrap().to_path_buf();
+    std::fs::remove_file(&gone).unwrap();
+    let out = scratch.path().join("gone");
+    run(&run_in(out.clone(), settings("preference")), &task(0.5).unwrap(), &start, &mut Silent).unwrap();
+    let error =
+        run(&run_in(scratch.path().join("strict"), settings("preference")), &task(0.0).unwrap(), &start, &mut Silent);
+    let message = error.unwrap_err().to_string();
+    assert!(message.contains(gone.file_name().unwrap().to_str().unwrap()) && message.contains("limit"), "{message}");
+}
+
+#[test]
+fn a_step_aware_model() {
+    let scratch = tempfile::tempdir().unwrap();
+    let model = DiffusionModel::load(&root().join("assets/emoji-sd"), &LoadOptions::default()).unwrap();
+    let noising = Noising::new(model, 5.0, 64).unwrap();
+    let start = fresh().step_aware(3).unwrap();
+    let tokenizer = Arc::clone(&start.tokenizer);
+    let task =
+        Preference::new(pairs(scratch.path()), tokenizer, 32, Some(noising), &settings("step-aware"), 0.0).unwrap();
+    let finished = resumes("step-aware", &task, &start, &scratch.path().join("run"));
+    let names: Vec<&str> = finished.heldout.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names.len(), 6);
+    assert_eq!((names[1], names[5]), ("heldout_pair_accuracy_t251", "heldout_pair_accuracy"));
+    let weights = WeightFile::open(&finished.model.join("model.safetensors")).unwrap();
+    assert!(weights.names().any(|name| name.starts_with("t_embedder")));
+    let judge = load("spm", std::slice::from_ref(&finished.model), &JudgeOptions::default()).unwrap();
+    let image = Tensor::zeros([1, 3, 64, 64], (Kind::Float, Device::Cpu));
+    let at = |t| judge.score_step(&image, t, &["red apple"]).unwrap()[0];
+    assert!(at(0).is_finite() && at(0) != at(951), "the timestep matters after training");
+    let error = Start::load(&finished.model, Device::Cpu).unwrap().plain().unwrap_err().to_string();
+    assert!(error.contains("step-aware"), "{error}");
+    assert!(Start::load(&finished.model, Device::Cpu).unwrap().step_aware(1).is_ok());
+}
+
+#[test]
+fn a_fresh_conditioning_changes_nothing() {
+    let (plain, timed) = (fresh(), fresh().step_aware(5).unwrap());
+    assert!(timed.parameters.len() > plain.parameters.len());
+    assert!(plain.parameters.iter().all(|(name, tensor)| timed.parameters[name].equal(tensor)));
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let start = fresh();
+    let tokenizer = || Arc::clone(&start.tokenizer);
+    let crop = Crop { least_area: 1.0 };
+    let task = Contrastive::new(Box::new(emoji()), tokenizer(), 32, crop, &settings("clip")).unwrap();
+    let message = |run_: &Run| run(run_, &task, &start, &mut Silent).unwrap_err().to_string();
+    let mut one = run_in(scratch.path().join("one"), settings("clip"));
+    one.resume = true;
+    assert!(message(&one).contains("found none"));
+    assert!(!one.out.exists());
+    one.resume = false;
+    run(&one, &task, &start, &mut Silent).unwrap();
+    assert!(message(&one).contains("holds a run already"));
+    one.resume = true;
+    one.settings.lr = 2e-3;
+    let other = message(&one);
+    assert!(other.contains("`lr`") && other.contains("0.001") && other.contains("0.002"), "{other}");
+    one.settings = settings("clip");
+    one.inputs.insert("data".into(), "others".into());
+    assert!(message(&one).contains("`data`"));
+
+    let wrong = |change: &dyn Fn(&mut Settings)| {
+        let mut settings = settings("clip");
+        change(&mut settings);
+        settings.validate().unwrap_err().to_string()
+    };
+    assert!(wrong(&|s| s.batch = 0).contains("`batch`: expected 1 or more"));
+    assert!(wrong(&|s| s.lr = -1.0).contains("`lr`"));
+    assert!(wrong(&|s| s.heldout_share = 1.0).contains("`heldout-share`"));
+    assert!(wrong(&|s| s.schedule = "cosin".into()).contains("cosine"));
+    let single = Settings { batch: 1, ..settings("clip") };
+    assert!(Contrastive::new(Box::new(emoji()), tokenizer(), 32, crop, &single).is_err());
+    let folder = scratch.path().join("empty");
+    std::fs::create_dir(&folder).unwrap();
+    assert!(load_clip(&folder, &JudgeOptions::default()).unwrap_err().to_string().contains("no weight file"));
+}
