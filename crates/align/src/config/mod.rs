@@ -133,6 +133,9 @@ settings! {
     proportion_empty_prompts: f64 = 0.0, "0 to below 1",
         "Share of a dataset's pairs that are trained without their prompt, drawn anew in every pass; 0.2 is common \
          (docs/methods.md section 4.2).";
+    random_flip: bool = false, "true | false",
+        "Mirror half of a dataset's pairs left to right, both pictures alike, drawn anew in every pass: not for text, or where \
+         prompts say left and right.";
     pairs_generator: String = String::new(), "part of a generator's name; empty = all",
         "Only pairs whose both pictures this generator made, where the dataset says so (Pick-a-Pic's model_0, model_1).";
     bad_rows_limit: f64 = 0.01, "0 to 1",

@@ -42,6 +42,9 @@ impl TrainConfig {
         if method.pairs.from_files() {
             require(!self.pairs_file.is_empty(), "pairs_file", &self.pairs_file)?;
             self.validate_dataset()?;
+        } else if self.random_flip {
+            let expected = "false: only pictures of a dataset can be mirrored, not the steps that drew a sample".into();
+            return Err(Error::Setting { key: "random_flip".into(), expected, found: "true".into() });
         }
         if !self.pairs_file.is_empty() {
             let prompts = self.prompts.is_empty() && self.prompts_file.is_empty();

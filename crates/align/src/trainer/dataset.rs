@@ -44,12 +44,14 @@ pub struct EncodedPairs {
     asked: HashSet<usize>,
     /// The iteration up to which `ahead` was asked, exclusive.
     pub asked_until: u64,
-    /// Encodings of a set that is small enough.
-    cached: HashMap<usize, Encoded>,
+    /// Encodings of a set that is small enough, by pair and whether it is mirrored.
+    cached: HashMap<(usize, bool), Encoded>,
     weights: Option<Vec<f32>>,
     bad: BadPairs,
     /// Side of the pictures in pixels.
     size: u32,
+    /// Whether half of the pairs, drawn anew in every pass, are mirrored.
+    random_flip: bool,
 }
 
 impl EncodedPairs {
@@ -66,13 +68,26 @@ impl EncodedPairs {
             asked_until: 0,
             cached: HashMap::new(),
             size,
+            random_flip: config.random_flip,
         })
     }
 
+    /// Whether a pair is mirrored in this pass, both of its pictures alike; keyed by pass and pair.
+    fn flipped(&self, slot: &Slot, seed: u64) -> bool {
+        let key = || NoiseKey::new(seed, "random-flip").epoch(slot.pass).prompt(slot.prompt as u64);
+        self.random_flip && key().below(2) == 1
+    }
+
+    /// How many pairs a set has at most whose encodings are kept: mirrored ones are kept beside the others.
+    fn cache_limit(&self) -> usize {
+        if self.random_flip { CACHE_LIMIT / 2 } else { CACHE_LIMIT }
+    }
+
     /// Has the pictures of these slots decoded ahead, unless they are known or known to be bad.
-    pub fn ask(&mut self, slots: &[Slot]) {
+    pub fn ask(&mut self, slots: &[Slot], seed: u64) {
         for slot in slots {
-            let known = self.cached.contains_key(&slot.prompt) || self.bad.contains(slot.prompt);
+            let key = (slot.prompt, self.flipped(slot, seed));
+            let known = self.cached.contains_key(&key) || self.bad.contains(slot.prompt);
             if !known && self.asked.insert(slot.prompt) {
                 self.ahead.ask([slot.prompt]);
             }
@@ -96,7 +111,8 @@ impl EncodedPairs {
         let (mut timesteps, mut prompts, mut weights) = (Vec::new(), Vec::new(), Vec::new());
         for (row, slot) in slots.iter().enumerate() {
             let key = |purpose: &'static str| NoiseKey::new(seed, purpose).epoch(slot.pass).prompt(slot.prompt as u64);
-            let Some(encoded) = self.encoded(model, slot.prompt)? else { continue };
+            let flipped = self.flipped(slot, seed);
+            let Some(encoded) = self.encoded(model, slot.prompt, flipped)? else { continue };
             let mut shape = vec![encoded.mean.size()[0]];
             shape.extend(latent_shape);
             let drawn = key("image-latents").normal(&shape).to_device(encoded.mean.device());
@@ -129,12 +145,12 @@ impl EncodedPairs {
         })
     }
 
-    /// A pair's encoding; `None` where a picture of it cannot be had.
-    fn encoded(&mut self, model: &DiffusionModel, index: usize) -> Result<Option<Encoded>> {
+    /// A pair's encoding, mirrored or not; `None` where a picture of it cannot be had.
+    fn encoded(&mut self, model: &DiffusionModel, index: usize, flipped: bool) -> Result<Option<Encoded>> {
         // What was asked for is taken, or it would keep its room.
         let fitted = if self.asked.remove(&index) {
             self.ahead.take(index)
-        } else if let Some(known) = self.cached.get(&index) {
+        } else if let Some(known) = self.cached.get(&(index, flipped)) {
             return Ok(Some(known.shallow_clone()));
         } else if self.bad.contains(index) {
             return Ok(None);
@@ -147,11 +163,12 @@ impl EncodedPairs {
         };
         let pictures: Vec<&Vec<u8>> = std::iter::once(&fitted.winner).chain(&fitted.loser).collect();
         let pixels = pictures.iter().map(|bytes| self.pixels(bytes)).collect::<Result<Vec<_>>>()?;
-        let (mean, logvar) = model.vae.encode(&Tensor::f_cat(&pixels, 0)?)?;
+        let pixels = Tensor::f_cat(&pixels, 0)?;
+        let (mean, logvar) = model.vae.encode(&if flipped { pixels.f_flip([3])? } else { pixels })?;
         let f32_here = |x: Tensor| x.to_kind(Kind::Float).to_device(model.device());
         let encoded = Encoded { mean: f32_here(mean), std: f32_here((logvar * 0.5).exp()) };
-        if self.pairs.len() <= CACHE_LIMIT {
-            self.cached.insert(index, encoded.shallow_clone());
+        if self.pairs.len() <= self.cache_limit() {
+            self.cached.insert((index, flipped), encoded.shallow_clone());
         }
         Ok(Some(encoded))
     }

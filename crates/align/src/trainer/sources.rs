@@ -54,7 +54,8 @@ impl Trainer<'_> {
         let begin = self.open_dataset()?.asked_until.max(self.position.iteration);
         for iteration in begin..=index {
             let slots = self.stream.iteration(iteration);
-            self.open_dataset()?.ask(&slots);
+            let seed = self.data_seed();
+            self.open_dataset()?.ask(&slots, seed);
         }
         self.open_dataset()?.asked_until = index + 1;
         Ok(())

@@ -35,7 +35,11 @@ pub fn cases(method: &str) -> (BTreeMap<String, Tensor>, BTreeMap<String, String
 
 /// The inputs of a method's cases as training sees them.
 pub fn batch(method: &str) -> (PairBatch, Conditioning) {
-    let (data, _) = cases(method);
+    batch_of(method, &cases(method).0)
+}
+
+/// The same of tensors that are given, by their names in a method's file.
+pub fn batch_of(method: &str, data: &BTreeMap<String, Tensor>) -> (PairBatch, Conditioning) {
     let at = |key: &str| data[key].shallow_clone();
     let timesteps = Vec::<i64>::try_from(at("timestep")).unwrap();
     let latents = match method {

@@ -5,6 +5,7 @@ mod common;
 
 mod denoising;
 mod fixture;
+mod full;
 mod optimum;
 mod parity;
 mod policy_gradient;

@@ -2,15 +2,6 @@
 
 use super::*;
 
-struct StopAt<'a>(u64, &'a AtomicBool);
-
-impl Observer for StopAt<'_> {
-    fn on_update(&mut self, metrics: &UpdateMetrics) -> Result<(), ObserverError> {
-        self.1.store(metrics.step == self.0, Ordering::SeqCst);
-        Ok(())
-    }
-}
-
 /// More pairs than are kept encoded, over the three pairs of pictures that [`write_pairs`] makes.
 const MANY: usize = 4200;
 
@@ -54,6 +45,33 @@ fn a_streamed_dataset_gives_the_same_adapter_whatever_decodes_it_and_wherever_it
         open(&model, &config, &Colourfulness, run, checkpoint).run(&mut Silent, &STOP).unwrap();
         assert_eq!(adapter(&path), whole, "stopped after update {step}");
     }
+}
+
+/// Pictures that are their own mirror images are trained on as they are; others are not, and a stopped run goes on alike.
+#[test]
+fn mirrored_pairs_are_drawn_anew_in_every_pass_and_resumed_alike() {
+    let (model, folder) = (common::tiny_model(), tempfile::tempdir().unwrap());
+    let config = TrainConfig { prompts_per_iteration: 3, ..config(folder.path(), "diffusion-dpo") };
+    let flipped = TrainConfig { random_flip: true, ..config.clone() };
+    let whole = trained(&model, &flipped);
+    assert_ne!(whole, trained(&model, &config));
+    let stop = AtomicBool::new(false);
+    let mut first = start(&model, &flipped, &Colourfulness);
+    assert_eq!(first.run(&mut StopAt(4, &stop), &stop).unwrap(), Finished::Interrupted);
+    let (run, checkpoint) = RunDir::resolve("latest", folder.path(), "").unwrap();
+    run.rewind(Some(4)).unwrap();
+    open(&model, &flipped, &Colourfulness, run.clone(), checkpoint).run(&mut Silent, &STOP).unwrap();
+    assert_eq!(adapter(run.path()), whole);
+    for name in ["0w", "0l", "1w", "1l", "2w", "2l"] {
+        let path = folder.path().join(format!("{name}.png"));
+        let mut picture = image::open(&path).unwrap().to_rgb8();
+        let mirror = image::imageops::flip_horizontal(&picture);
+        picture.enumerate_pixels_mut().filter(|(x, ..)| *x >= 20).for_each(|(x, y, p)| *p = *mirror.get_pixel(x, y));
+        picture.save(&path).unwrap();
+    }
+    assert_eq!(trained(&model, &flipped), trained(&model, &config));
+    let sampled = TrainConfig { random_flip: true, ..super::config(folder.path(), "d3po") };
+    assert!(sampled.validate().unwrap_err().to_string().contains("random_flip"));
 }
 
 #[test]
