@@ -30,6 +30,7 @@ pub(crate) struct Builder<'a> {
     options: &'a Options,
     prompts: Vec<Box<str>>,
     prompt_ids: HashMap<Box<str>, u32>,
+    captions: HashMap<Box<str>, Vec<Box<str>>>,
     pictures: Vec<Picture>,
     rows: Vec<Row>,
     sources: Vec<(String, &'static str)>,
@@ -43,6 +44,7 @@ impl<'a> Builder<'a> {
             options,
             prompts: Vec::new(),
             prompt_ids: HashMap::new(),
+            captions: HashMap::new(),
             pictures: Vec::new(),
             rows: Vec::new(),
             sources: Vec::new(),
@@ -158,6 +160,21 @@ impl<'a> Builder<'a> {
         asked.is_empty() || by.is_some_and(|name| name.to_lowercase().contains(&asked))
     }
 
+    /// Takes note of captions of the same pictures; returns the first, which is their prompt. Errors: none is given.
+    pub fn captions(&mut self, captions: Vec<String>) -> Result<String, Fault> {
+        let prompt = captions.first().ok_or_else(|| (Reason::NoPrompt, "the list of captions is empty".to_owned()))?;
+        let prompt = prompt.clone();
+        if captions.len() > 1 {
+            let known = self.captions.entry(prompt.as_str().into()).or_default();
+            for caption in captions {
+                if !known.iter().any(|other| **other == *caption) {
+                    known.push(caption.into());
+                }
+            }
+        }
+        Ok(prompt)
+    }
+
     fn prompt(&mut self, prompt: &str) -> Result<u32, Fault> {
         if prompt.trim().is_empty() {
             return Err((Reason::NoPrompt, "the prompt is empty".into()));
@@ -172,9 +189,9 @@ impl<'a> Builder<'a> {
     }
 
     pub fn finish(self, path: &Path, layout: &'static str) -> Pairs {
-        let Self { prompts, pictures, rows, sources, shards, mut report, .. } = self;
+        let Self { prompts, captions, pictures, rows, sources, shards, mut report, .. } = self;
         report.pairs = rows.len() as u64;
         let cursors = Cursors::default();
-        Pairs { path: path.into(), layout, prompts, pictures, rows, sources, shards, cursors, report }
+        Pairs { path: path.into(), layout, prompts, captions, pictures, rows, sources, shards, cursors, report }
     }
 }

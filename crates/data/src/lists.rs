@@ -90,7 +90,8 @@ impl Reader<'_, '_> {
     }
 
     fn use_row(&mut self, place: Place, value: &Value) -> Result<(), Fault> {
-        let (prompt, said) = rows::read(value)?;
+        let (captions, said) = rows::read(value)?;
+        let prompt = self.builder.captions(captions)?;
         match said {
             Said::Pair { winner, loser } => {
                 let winner = self.picture(&winner)?;

@@ -1,5 +1,6 @@
 //! The pairs of a dataset: an index in memory, pictures where they lie.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
@@ -73,6 +74,8 @@ pub struct Pairs {
     pub(crate) path: PathBuf,
     pub(crate) layout: &'static str,
     pub(crate) prompts: Vec<Box<str>>,
+    /// All captions of prompts that have several.
+    pub(crate) captions: HashMap<Box<str>, Vec<Box<str>>>,
     pub(crate) pictures: Vec<Picture>,
     pub(crate) rows: Vec<Row>,
     /// Names of the files that rows come from, and what a row is called there (`line`, `row`).
@@ -136,6 +139,11 @@ impl Pairs {
     /// The different prompts, in order of first appearance.
     pub fn prompts(&self) -> impl ExactSizeIterator<Item = &str> {
         self.prompts.iter().map(AsRef::as_ref)
+    }
+
+    /// All captions of the pictures of a prompt, itself first, where rows gave it several; else none.
+    pub fn captions(&self, prompt: &str) -> &[Box<str>] {
+        self.captions.get(prompt).map_or(&[], Vec::as_slice)
     }
 
     /// The factor of each pair in the loss where every prompt is to count the same: N/(P·n) for a prompt with n of the

@@ -30,17 +30,13 @@ pub(crate) enum Said {
     Single { picture: String, score: Option<f64> },
 }
 
-/// Reads a row. Errors: what is missing or of the wrong type.
-pub(crate) fn read(value: &Value) -> Result<(String, Said), Fault> {
+/// Reads a row: its captions, the first of which is its prompt, and what it says. Errors: what is missing or of the wrong
+/// type.
+pub(crate) fn read(value: &Value) -> Result<(Vec<String>, Said), Fault> {
     if !value.is_object() {
         return Err((Reason::WrongType, format!("expected an object, found {}", shown(value))));
     }
-    let prompt = match text(value, PROMPT)? {
-        Some(prompt) => prompt,
-        None => {
-            return Err((Reason::NoPrompt, format!("expected `{}`, found {}", PROMPT.join("` or `"), shown(value))));
-        }
-    };
+    let captions = captions(value)?;
     let said = if let Some(winner) = text(value, WINNER)? {
         Said::Pair { winner, loser: text(value, LOSER)? }
     } else if let (Some(first), Some(second)) = (text(value, FIRST)?, text(value, SECOND)?) {
@@ -60,7 +56,32 @@ pub(crate) fn read(value: &Value) -> Result<(String, Said), Fault> {
         let expected = "expected `winner` and `loser`, `image_0` and `image_1`, a list `images`, or `file_name`";
         return Err((Reason::WrongType, format!("{expected}, found {}", shown(value))));
     };
-    Ok((prompt, said))
+    Ok((captions, said))
+}
+
+/// One caption, or several of the same pictures.
+fn captions(value: &Value) -> Result<Vec<String>, Fault> {
+    let wrong = |found: &Value| (Reason::WrongType, format!("`prompt`: expected texts, found {}", shown(found)));
+    match field(value, PROMPT) {
+        None => Err((Reason::NoPrompt, format!("expected `{}`, found {}", PROMPT.join("` or `"), shown(value)))),
+        Some(Value::String(caption)) => Ok(vec![caption.clone()]),
+        Some(Value::Array(list)) => {
+            let text = |caption: &Value| {
+                let text = caption.as_str().ok_or_else(|| wrong(caption))?;
+                if text.trim().is_empty() {
+                    return Err((Reason::NoPrompt, "a caption is empty".to_owned()));
+                }
+                Ok(text.to_owned())
+            };
+            let captions = list.iter().map(text).collect::<Result<Vec<_>, _>>()?;
+            if captions.is_empty() {
+                Err((Reason::NoPrompt, "the list of captions is empty".into()))
+            } else {
+                Ok(captions)
+            }
+        }
+        Some(other) => Err(wrong(other)),
+    }
 }
 
 fn ranking(value: &Value, pictures: &Value) -> Result<Said, Fault> {

@@ -116,6 +116,10 @@ impl PairWriter {
                         "a parquet file takes pairs, found a winner alone; write .jsonl",
                     ));
                 };
+                if !pairs.captions(pair.prompt).is_empty() {
+                    let found = format!("a parquet file takes one caption a pair, found several: {:?}", pair.prompt);
+                    return Err(Error::format(&target, format!("{found}; write .jsonl")));
+                }
                 match (pairs.bytes(pair.winner), pairs.bytes(loser)) {
                     (Err(bad), _) | (_, Err(bad)) => Some(bad),
                     (Ok(winner), Ok(loser)) => {
@@ -209,7 +213,11 @@ fn add_line(
     number: u64,
     target: &Path,
 ) -> Result<Option<BadRow>> {
-    let mut line = Map::from_iter([("prompt".to_owned(), json!(pair.prompt))]);
+    let prompt = match pairs.captions(pair.prompt) {
+        [] => json!(pair.prompt),
+        captions => json!(captions),
+    };
+    let mut line = Map::from_iter([("prompt".to_owned(), prompt)]);
     for (name, id) in [("winner", Some(pair.winner)), ("loser", pair.loser)] {
         let Some(id) = id else { continue };
         let path = match pairs.file(id) {

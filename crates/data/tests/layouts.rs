@@ -269,3 +269,31 @@ fn written_pairs_are_read_back() {
     drop(PairWriter::create(&folder.path().join("c.jsonl")).unwrap());
     assert_eq!(names(), 3, "nothing half-written is left");
 }
+
+/// A list of captions is read, and written as lines; a parquet file has no room for it.
+#[test]
+fn several_captions_of_the_same_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["a.png", "b.png"] {
+        image::RgbImage::from_pixel(8, 8, image::Rgb([9; 3])).save(folder.path().join(name)).unwrap();
+    }
+    let row = |prompt: &str| format!(r#"{{"prompt": {prompt}, "winner": "a.png", "loser": "b.png"}}"#) + "\n";
+    let file = folder.path().join("pairs.jsonl");
+    fs::write(&file, [r#"["x", "y"]"#, r#""z""#, "[]", r#"["x", 3]"#, r#"["x", " "]"#].map(row).concat()).unwrap();
+    let pairs = Pairs::open(&file, &lenient()).unwrap();
+    let captions = |pairs: &Pairs, prompt| pairs.captions(prompt).iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(listed(&pairs).iter().map(|[prompt, ..]| prompt.as_str()).collect::<Vec<_>>(), ["x", "z"]);
+    assert_eq!((captions(&pairs, "x"), captions(&pairs, "z")), (vec!["x".into(), "y".into()], vec![]));
+    assert_eq!(pairs.report().bad_rows(), 3);
+    let write = |name: &str| {
+        let mut writer = PairWriter::create(&folder.path().join(name)).unwrap();
+        let pair = pairs.pair(0);
+        let pair = JudgedPair { prompt: pair.prompt, winner: pair.winner, loser: pair.loser, notes: Map::new() };
+        writer.add(&pairs, &pair)?;
+        writer.finish()
+    };
+    write("again.jsonl").unwrap();
+    let again = Pairs::open(&folder.path().join("again.jsonl"), &lenient()).unwrap();
+    assert_eq!(captions(&again, "x"), ["x", "y"]);
+    assert!(write("again.parquet").unwrap_err().to_string().contains("several"));
+}

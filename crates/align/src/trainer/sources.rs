@@ -27,8 +27,8 @@ impl Trainer<'_> {
         self.parts.store.as_ref().map_or(self.parts.config.prompts_per_iteration, |store| store.prompts_per_file())
     }
 
-    /// The prompt of each slot; of a dataset's pairs the share `proportion_empty_prompts`, drawn anew in every pass, is
-    /// trained without one (docs/methods.md section 4.2).
+    /// The prompt of each slot, of several captions one drawn anew in every pass; of a dataset's pairs the share
+    /// `proportion_empty_prompts`, drawn anew likewise, is trained without one (docs/methods.md section 4.2).
     pub(super) fn texts(&self, slots: &[Slot]) -> Vec<String> {
         let (config, seed) = (&self.parts.config, self.data_seed());
         let empty = |slot: &Slot| {
@@ -37,7 +37,7 @@ impl Trainer<'_> {
         };
         let text = |slot: &Slot| match &self.parts.image_pairs {
             Some(_) if empty(slot) => String::new(),
-            Some(pairs) => pairs.pair(slot.prompt).prompt.to_owned(),
+            Some(pairs) => caption(pairs, slot, seed).to_owned(),
             None => self.parts.prompts[slot.prompt].clone(),
         };
         slots.iter().map(text).collect()
@@ -73,5 +73,17 @@ impl Trainer<'_> {
             None => EncodedPairs::new(pairs.clone(), &self.parts.config, size, self.parts.run.path())?,
         };
         Ok(self.encoded_pairs.insert(opened))
+    }
+}
+
+/// What a pair's pictures are said to be in this pass.
+fn caption<'p>(pairs: &'p seedpo_data::Pairs, slot: &Slot, seed: u64) -> &'p str {
+    let prompt = pairs.pair(slot.prompt).prompt;
+    match pairs.captions(prompt) {
+        [] => prompt,
+        captions => {
+            let key = NoiseKey::new(seed, "caption").epoch(slot.pass).prompt(slot.prompt as u64);
+            &captions[key.below(captions.len())]
+        }
     }
 }

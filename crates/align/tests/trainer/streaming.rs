@@ -74,6 +74,25 @@ fn mirrored_pairs_are_drawn_anew_in_every_pass_and_resumed_alike() {
     assert!(sampled.validate().unwrap_err().to_string().contains("random_flip"));
 }
 
+/// Of several captions one is drawn in every pass, keyed by pass and pair; a list of one is that caption.
+#[test]
+fn captions_are_drawn_anew_in_every_pass() {
+    let (model, folder) = (common::tiny_model(), tempfile::tempdir().unwrap());
+    let config = TrainConfig { prompts_per_iteration: 3, ..config(folder.path(), "diffusion-dpo") };
+    let lines = std::fs::read_to_string(&config.pairs_file).unwrap();
+    let with = |captions: &str| {
+        std::fs::write(&config.pairs_file, lines.replace("\"a\"", captions)).unwrap();
+        trained(&model, &config)
+    };
+    let plain = with("\"a\"");
+    assert_eq!(with("[\"a\"]"), plain);
+    assert_eq!(with("[\"a\", \"a\"]"), plain);
+    let drawn = with("[\"a\", \"another\"]");
+    assert_ne!(drawn, plain);
+    assert_ne!(drawn, with("\"another\""), "not always the same one");
+    assert_eq!(drawn, with("[\"a\", \"another\"]"));
+}
+
 #[test]
 fn weights_and_empty_prompts_take_effect() {
     let (model, folder) = (common::tiny_model(), tempfile::tempdir().unwrap());
