@@ -155,6 +155,9 @@ fn what_is_not_applied_is_refused_by_name_or_left_out_on_request() {
     for name in [
         "lora_te_text_model_encoder_layers_0_self_attn_q_proj.hada_w1_a",
         "lora_te_text_model_encoder_layers_0_self_attn_q_proj.hada_w1_b",
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha",
+        "lora_unet_down_blocks_0_resnets_0_conv2.lora_down.weight",
+        "lora_unet_down_blocks_0_resnets_0_conv2.lora_mid.weight",
         "lora_unet_down_blocks_0_resnets_0_conv1.lokr_w1",
         "lora_unet_double_blocks_0_img_attn_proj.alpha",
     ] {
@@ -163,7 +166,7 @@ fn what_is_not_applied_is_refused_by_name_or_left_out_on_request() {
     write_weights(&path, &tensors, &BTreeMap::new()).unwrap();
     let message = Adapter::load(&path, &unet).unwrap_err().to_string();
     for part in [
-        "2 tensors such as `lora_te_text_model",
+        "3 tensors such as `lora_te_text_model",
         "LoHa cannot be applied; merge the file into its model",
         "`lora_unet_down_blocks_0_resnets_0_conv1.lokr_w1`: LoKr",
         "layers that Stable Diffusion does not have",
@@ -174,7 +177,7 @@ fn what_is_not_applied_is_refused_by_name_or_left_out_on_request() {
     let file = LoraFile::open(&path).unwrap();
     let mut counts: Vec<usize> = file.unsupported.iter().map(|kind| kind.keys.len()).collect();
     counts.sort_unstable();
-    assert_eq!(counts, [1, 1, 2]);
+    assert_eq!(counts, [1, 1, 2, 3]);
     assert_same(&file.into_lora(true).unwrap().into_adapter(&unet).unwrap(), &adapter);
     assert!(LoraFile::open(&path).unwrap().into_lora(false).is_err());
 }

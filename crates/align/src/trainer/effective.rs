@@ -93,7 +93,8 @@ impl Trainer<'_> {
         let (count, alpha) = (self.weights.parameter_count(), config.alpha());
         match self.weights.finetuning_type() {
             FinetuningType::Lora => {
-                line("adapter", format!("LoRA rank {}, alpha {alpha}, {count} parameters", config.rank));
+                let (rank, targets) = (config.rank, config.lora_targets.join(", "));
+                line("adapter", format!("LoRA rank {rank}, alpha {alpha}, {count} parameters on {targets}"));
             }
             FinetuningType::Full => {
                 line("fine-tuning", format!("full: all {count} parameters of the U-Net, f32"));

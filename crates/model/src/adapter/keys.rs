@@ -102,6 +102,13 @@ pub(super) fn parse(key: &str, layers_per_block: usize) -> Result<Parsed, &'stat
     }
 }
 
+/// The `.alpha` key of the layer that a key of another kind of adapter belongs to; `None` for keys that may stand beside
+/// a low-rank pair.
+pub(super) fn alpha_of_other_kind(key: &str) -> Option<String> {
+    let mark = [".hada_", ".lokr_", ".oft_", ".lora_mid."].into_iter().find_map(|mark| key.find(mark))?;
+    Some(format!("{}.alpha", &key[..mark]))
+}
+
 fn parse_kohya(rest: &str, network: Network, layers_per_block: usize) -> Result<Parsed, &'static str> {
     let ends = [(".lora_down.weight", Part::A), (".lora_up.weight", Part::B), (".alpha", Part::Alpha)];
     let found = ends.iter().find_map(|(end, part)| Some((rest.strip_suffix(end)?, *part)));

@@ -56,9 +56,9 @@ pub(super) fn misfit(name: &str, a: &Tensor, b: &Tensor, weight: &[i64]) -> Opti
 
 /// `W + scale B A` in f32, cast back to W's kind; W `[out, in]` or `[out, in, k, k]`, A and B as in [`LoraModule`].
 pub(super) fn merged_weight(weight: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
-    let matrix = |tensor: &Tensor| tensor.f_flatten(1, -1)?.f_to_kind(Kind::Float);
+    let matrix = |tensor: &Tensor| tensor.f_flatten(1, -1)?.f_to_kind(Kind::Float)?.f_to_device(weight.device());
     let change = (matrix(b)?.f_mm(&matrix(a)?)? * scale).f_reshape(weight.size())?;
-    Ok(weight.to_kind(Kind::Float).f_add(&change.to_device(weight.device()))?.to_kind(weight.kind()))
+    Ok(weight.to_kind(Kind::Float).f_add(&change)?.to_kind(weight.kind()))
 }
 
 /// Low-rank changes to layers of a model: of the U-Net (linear layers and convolutions) and of the text encoders.

@@ -122,7 +122,22 @@ impl LoraFile {
                 None => *slot = Some((key.to_owned(), tensor)),
             }
         }
+        self.leave_out_other_kinds(&mut modules, layers_per_block);
         Ok(modules)
+    }
+
+    /// Takes away what stands beside the tensors of another kind of adapter: a LoHa's alpha, the pair around a
+    /// convolution's middle part.
+    fn leave_out_other_kinds(&mut self, modules: &mut BTreeMap<String, Found>, layers_per_block: usize) {
+        for kind in &mut self.unsupported {
+            let mut beside = Vec::new();
+            for alpha in kind.keys.iter().filter_map(|key| keys::alpha_of_other_kind(key)) {
+                let Ok(Parsed::Layer { module, .. }) = keys::parse(&alpha, layers_per_block) else { continue };
+                let Some(Found { a, b, alpha }) = modules.remove(&module) else { continue };
+                beside.extend([a.map(|(key, _)| key), b.map(|(key, _)| key), alpha.map(|(key, _)| key)]);
+            }
+            kind.keys.extend(beside.into_iter().flatten());
+        }
     }
 
     fn note_unsupported(&mut self, what: &'static str, key: &str) {
