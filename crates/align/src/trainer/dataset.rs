@@ -21,8 +21,9 @@ use crate::config::TrainConfig;
 use crate::error::Result;
 use crate::objective::{PairBatch, PairLatents};
 
-/// Sets up to this size are encoded once and kept (4,096 pairs take 1 GB at 512 x 512); larger ones stream.
-const CACHE_LIMIT: usize = 4096;
+/// Sets whose encodings take up to this many bytes are encoded once and kept (4,096 pairs at 512 x 512); larger ones
+/// stream.
+const CACHE_BYTES: usize = 1 << 30;
 /// What decoded pictures that wait may take, in bytes.
 const AHEAD_BYTES: usize = 256 << 20;
 
@@ -76,11 +77,6 @@ impl EncodedPairs {
     fn flipped(&self, slot: &Slot, seed: u64) -> bool {
         let key = || NoiseKey::new(seed, "random-flip").epoch(slot.pass).prompt(slot.prompt as u64);
         self.random_flip && key().below(2) == 1
-    }
-
-    /// How many pairs a set has at most whose encodings are kept: mirrored ones are kept beside the others.
-    fn cache_limit(&self) -> usize {
-        if self.random_flip { CACHE_LIMIT / 2 } else { CACHE_LIMIT }
     }
 
     /// Has the pictures of these slots decoded ahead, unless they are known or known to be bad.
@@ -167,7 +163,9 @@ impl EncodedPairs {
         let (mean, logvar) = model.vae.encode(&if flipped { pixels.f_flip([3])? } else { pixels })?;
         let f32_here = |x: Tensor| x.to_kind(Kind::Float).to_device(model.device());
         let encoded = Encoded { mean: f32_here(mean), std: f32_here((logvar * 0.5).exp()) };
-        if self.pairs.len() <= self.cache_limit() {
+        // Mirrored ones are kept beside the others.
+        let bytes = (1 + usize::from(self.random_flip)) * 2 * encoded.mean.numel() * Kind::Float.elt_size_in_bytes();
+        if self.pairs.len() <= CACHE_BYTES / bytes {
             self.cached.insert((index, flipped), encoded.shallow_clone());
         }
         Ok(Some(encoded))

@@ -36,6 +36,11 @@ impl Embeddings {
             }
         }
         let rows: Vec<&PromptEmbeds> = prompts.iter().filter_map(|prompt| self.cached.get(*prompt)).collect();
-        Ok(Conditioning::new(&PromptEmbeds::cat(&rows)?, &self.negative, self.size))
+        let joined = PromptEmbeds::cat(&rows)?;
+        // A batch larger than the cache is not kept twice.
+        if self.cached.len() > CACHE_LIMIT {
+            self.cached.clear();
+        }
+        Ok(Conditioning::new(&joined, &self.negative, self.size))
     }
 }
