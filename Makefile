@@ -15,7 +15,7 @@ TEST_THREADS = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=passive
 # `$(call need,program,how to get it)`: one clear line when a program is missing.
 need = @command -v $(1) >/dev/null 2>&1 || { echo "make: $(1) is missing. $(2)" >&2; exit 1; }
 
-.PHONY: help setup build demo test interop parity judge-parity judge-bench bench bench-sd15 bench-sd15-512 bench-memory bench-methods gpu-check python emoji fmt clippy doc check clean tools
+.PHONY: help setup build demo test interop parity judge-parity judge-bench bench bench-sd15 bench-sd15-512 bench-memory bench-methods gpu-check python emoji judges fmt clippy doc check clean tools
 
 help: ## list the targets
 	@echo "seedpo: align text-to-image diffusion models with preferences"; echo
@@ -63,6 +63,7 @@ python: ## make .venv with PyTorch, diffusers and peft (needed by interop, bench
 interop: build python ## show with the real diffusers and peft that models and adapters pass both ways
 	$(VENV) python/interop.py
 	$(VENV) python/interop_formats.py
+	$(VENV) python/interop_judges.py
 	$(VENV) python/interop_full.py
 
 parity: build python ## the U-Nets of SD 1.5 and SDXL at full width against diffusers (11 GB of memory, 6 GB of disk)
@@ -96,6 +97,9 @@ gpu-check: build ## on a machine with a CUDA GPU: parity, updates, speed (script
 
 emoji: setup ## fetch the emoji data that `seedpo pretrain` learns from
 	@$(PYTHON) scripts/fetch_emoji.py
+
+judges: build emoji ## train the judges of the built-in world into runs/judges (half an hour on one core)
+	@bash scripts/train_judges.sh
 
 clean: ## remove build output (keeps .libtorch, .venv and runs/)
 	cargo clean

@@ -41,7 +41,8 @@ pub trait Captions: Send + Sync {
     }
 }
 
-/// A dataset of files (docs/data.md: an imagefolder with `metadata.jsonl`; of pairs the winners), a caption a row.
+/// A dataset of files (docs/data.md: an imagefolder with `metadata.jsonl`; of pairs the winners); of several
+/// captions one is drawn each time.
 #[derive(Debug)]
 pub struct FileCaptions {
     pairs: Pairs,
@@ -69,8 +70,10 @@ impl Captions for FileCaptions {
         self.pairs.pair(index).prompt.to_owned()
     }
 
-    fn caption(&self, index: usize, _: NoiseKey) -> String {
-        self.title(index)
+    fn caption(&self, index: usize, key: NoiseKey) -> String {
+        let title = self.pairs.pair(index).prompt;
+        let several = self.pairs.captions(title);
+        several.get(key.below(several.len())).map_or(title, AsRef::as_ref).to_owned()
     }
 
     fn picture(&self, index: usize) -> Result<RgbImage> {

@@ -21,7 +21,8 @@ pub struct JudgeInfo {
     pub megabytes: u32,
     /// The weights' licence, as their authors state it.
     pub licence: &'static str,
-    /// Mean and spread of scores on Stable Diffusion 1.5's pictures: what ensembles normalise by.
+    /// Mean and spread of scores on Stable Diffusion 1.5's pictures (of the built-in world's judges on the built-in model's):
+    /// what ensembles normalise by.
     pub typical: (f64, f64),
 }
 
@@ -64,7 +65,10 @@ const NO_WEIGHTS: JudgeInfo = JudgeInfo {
     typical: (0.0, 1.0),
 };
 
-const CATALOGUE: [JudgeInfo; 14] = [
+/// What the judges of the built-in world share (docs/judges.md, "Training a judge").
+const EMOJI: JudgeInfo = JudgeInfo { unit: "logit", licence: "Apache-2.0 (as the emoji)", ..NO_WEIGHTS };
+
+const CATALOGUE: [JudgeInfo; 18] = [
     JudgeInfo {
         name: "pickscore",
         aliases: &["pickscore-v1", "pick-score"],
@@ -222,6 +226,34 @@ const CATALOGUE: [JudgeInfo; 14] = [
         description: "mean of max − min of R, G, B: rewards much and strong colour (0 grey, 100 one pure colour)",
         typical: (25.0, 12.0),
         ..NO_WEIGHTS
+    },
+    JudgeInfo {
+        name: "emoji-preference",
+        description: "for emoji: prefers the prompt's subject, large and saturated (trained by `make judges`)",
+        asset: "judges/preference",
+        typical: (10.5, 4.2),
+        ..EMOJI
+    },
+    JudgeInfo {
+        name: "emoji-step-aware",
+        description: "the same at any timestep, for SPO on the built-in model",
+        asset: "judges/step-aware",
+        typical: (7.6, 4.9),
+        ..EMOJI
+    },
+    JudgeInfo {
+        name: "emoji-heldout",
+        description: "as emoji-preference, from other emoji and another seed: for --heldout-judge",
+        asset: "judges/heldout",
+        typical: (12.1, 3.6),
+        ..EMOJI
+    },
+    JudgeInfo {
+        name: "emoji-clip",
+        description: "for emoji: agreement of picture and name, what emoji-preference was trained from",
+        asset: "judges/clip",
+        typical: (8.1, 2.6),
+        ..EMOJI
     },
 ];
 

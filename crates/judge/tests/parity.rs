@@ -93,7 +93,7 @@ fn colourfulness_equals_numpy() {
 fn a_batch_scores_like_its_images_one_by_one() {
     tch::manual_seed(3);
     let images = Tensor::randint(256, [9, 24, 40, 3], (Kind::Uint8, Device::Cpu));
-    for info in names().iter().filter(|info| info.weights.is_empty()) {
+    for info in names().iter().filter(|info| !info.has_weights()) {
         let judge = by_name(info.name);
         assert_eq!((judge.name(), judge.unit()), (info.name, info.unit));
         let together = judge.score(&images, &["x"; 9]).unwrap();

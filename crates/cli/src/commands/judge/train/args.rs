@@ -17,7 +17,7 @@ pub enum KindArgs {
 
 #[derive(clap::Args, Debug)]
 pub struct Common {
-    /// The run's folder; the judge goes to its model/ [default: runs/judge-<kind>].
+    /// The run's folder; the judge goes to its model/ [default: runs/judge-KIND].
     #[arg(long, visible_alias = "output-dir", value_name = "FOLDER")]
     pub out: Option<PathBuf>,
 
