@@ -7,6 +7,8 @@ mod common;
 mod dtypes;
 #[path = "commands/full.rs"]
 mod full;
+#[path = "commands/judge_training.rs"]
+mod judge_training;
 #[path = "commands/judging.rs"]
 mod judging;
 #[path = "commands/memory.rs"]
