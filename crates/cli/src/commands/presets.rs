@@ -46,11 +46,17 @@ pub fn run(args: &Args) -> Result<Outcome> {
 }
 
 fn list() -> Result<String> {
-    let mut lines = vec![format!("{:<28} {:<14} {:<12} {}", "preset", "method", "data", "source")];
+    let line = |columns: [&str; 5]| {
+        let [name, method, data, trains, source] = columns;
+        format!("{name:<28} {method:<14} {data:<11} {trains:<7} {source}")
+    };
+    let mut lines = vec![line(["preset", "method", "data", "trains", "source"])];
     for preset in PRESETS {
-        let method = resolved(preset)?.resolved_method()?;
+        let config = resolved(preset)?;
+        let method = config.resolved_method()?;
         let data = if method.pairs.from_files() { "pairs_file" } else { "prompts" };
-        lines.push(format!("{:<28} {:<14} {data:<12} {}", preset.name, method.name, preset.source));
+        let trains = if config.finetuning_type == "full" { "U-Net" } else { "LoRA" };
+        lines.push(line([preset.name, method.name, data, trains, preset.source]));
     }
     lines.push("\n`seedpo presets show NAME` explains one; `seedpo train --preset NAME` uses it.".into());
     Ok(lines.join("\n") + "\n")
