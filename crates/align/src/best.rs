@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::checkpoint::Checkpoint;
 use crate::choice::choice;
 use crate::error::{Error, Result};
-use crate::metrics::Record;
+use crate::metrics::{PreviewMetrics, Record};
 use crate::run_dir::RunDir;
 use seedpo_tensor::files::write_atomic;
 
@@ -53,19 +53,16 @@ impl CheckpointMetric {
     /// The metric of the checkpoint after update `step`, whose predecessor was `every` updates before; higher is better.
     /// `None` where nothing was measured then.
     pub fn of(self, records: &[Record], step: u64, every: u64) -> Option<f64> {
-        let preview = |of: &dyn Fn(&Record) -> Option<f64>| {
-            let found = records.iter().rev().find_map(of);
+        let preview = |of: fn(&PreviewMetrics) -> Option<f64>| {
+            let found = records.iter().rev().find_map(|record| match record {
+                Record::Preview(metrics) if metrics.step == step => of(metrics),
+                _ => None,
+            });
             found.filter(|value| value.is_finite())
         };
         match self {
-            Self::Reward => preview(&|record| match record {
-                Record::Preview(m) if m.step == step => Some(m.reward_mean),
-                _ => None,
-            }),
-            Self::Heldout => preview(&|record| match record {
-                Record::Preview(m) if m.step == step => m.heldout_mean,
-                _ => None,
-            }),
+            Self::Reward => preview(|metrics| Some(metrics.reward_mean)),
+            Self::Heldout => preview(|metrics| metrics.heldout_mean),
             Self::Accuracy => {
                 let values: Vec<f64> = records
                     .iter()
@@ -111,7 +108,6 @@ pub fn write_best(run: &Path, best: Option<&Best>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::PreviewMetrics;
 
     fn preview(step: u64, reward_mean: f64, heldout_mean: Option<f64>) -> Record {
         Record::Preview(PreviewMetrics { step, reward_mean, heldout_mean, ..PreviewMetrics::default() })

@@ -5,7 +5,7 @@ use super::rollout::{Interruptible, decode};
 use crate::error::{Error, Result};
 use crate::metrics::{Heldout, PreviewMetrics, Record, summary};
 use crate::observer::{Observer, Phase, Preview};
-use seedpo_judge::{Judge, to_u8};
+use seedpo_judge::{ImageBatch, Judge, to_u8};
 use seedpo_model::Policy;
 use seedpo_rollout::{Ddim, GuidedPolicy, NoisePredictor, Trajectory, initial_noise, sample};
 use seedpo_tensor::NoiseKey;
@@ -32,9 +32,10 @@ impl Trainer<'_> {
         let copies = self.parts.config.validation_images_per_prompt as usize;
         let Drawn { images, latents, kl } = self.preview_images(&prompts, copies, observer, stop)?;
         let texts: Vec<&str> = prompts.iter().flat_map(|p| std::iter::repeat_n(p.as_str(), copies)).collect();
-        let scores = self.parts.judge.score(&images, &texts)?;
+        let batch = ImageBatch::from_tensor(&images)?;
+        let scores = self.parts.judge.score_batch(&batch, &texts)?;
         let score = |judge: &&dyn Judge| {
-            let scores = judge.score(&images, &texts)?;
+            let scores = judge.score_batch(&batch, &texts)?;
             Ok((judge.name().to_string(), Heldout { mean: summary(&scores)[0], scores }))
         };
         let heldout = self.parts.heldout.iter().map(score).collect::<Result<Vec<_>>>()?;
