@@ -1,14 +1,17 @@
 """Pictures a second and peak memory, per judge: `seedpo score` beside the Python reference, same random weights, same pictures, in turns.
 
     pip install --no-deps open_clip_torch torchvision ftfy regex wcwidth timm    # beside python/requirements.txt
-    .venv/bin/python python/judge_bench.py [--judge NAME ...] [--pictures 32] [--rounds 3] [--dtype f32 bf16]
+    .venv/bin/python python/judge_bench.py [--judge NAME ...] [--pictures 32] [--prompts 3] [--rounds 3] [--dtype f32 bf16]
 
-The reference takes one picture and prompt at a time, as the judges' own packages do in their examples. Loading is left out on both sides: for seedpo the time of a run over one picture is taken off.
-The machine should have nothing else to do.
+The reference takes one picture and prompt at a time, as the judges' own packages do in their examples. Every picture has a
+prompt of its own unless --prompts says how many there are. Loading is left out on both sides: for seedpo the time of a run
+over one picture is taken off, reading the PNG files of the others is not. Judges without weights are measured on more
+pictures, against Pillow and NumPy. The machine should have nothing else to do.
 """
 
 import argparse
 import gc
+import io
 import statistics
 import subprocess
 import sys
@@ -16,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -24,12 +28,42 @@ sys.path.insert(0, str(ROOT / "python"))
 from judge_parity import JUDGES  # noqa: E402
 from formula import picture  # noqa: E402
 
-PROMPTS = ["a red apple on a wooden table", "two cats, sitting on a mat", "an astronaut riding a horse, detailed"]
+SUBJECTS = ["a red apple on a wooden table", "two cats, sitting on a mat", "an astronaut riding a horse, detailed"]
 
 
-def seedpo(binary: str, name: str, folder: Path, pictures: Path, prompts: Path, dtype: str) -> tuple[float, float]:
+class Weightless:
+    """A judge that is a formula; as the public codes compute it (`ddpo-pytorch`'s rewards, Hasler and Süsstrunk's M)."""
+
+    def __init__(self, formula):
+        self.formula = formula
+
+    def score(self, image, _prompt):
+        return self.formula(image)
+
+
+def jpeg(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG", quality=95)
+    return -buffer.tell() / 1000
+
+
+def colourfulness(image):
+    r, g, b = np.moveaxis(image.astype(np.float64), -1, 0)
+    rg, yb = r - g, (r + g) / 2 - b
+    return np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean())
+
+
+def chroma(image):
+    return float((image.max(-1).astype(np.float64) - image.min(-1)).mean() / 255 * 100)
+
+
+WEIGHTLESS = {"jpeg-compressibility": jpeg, "colourfulness": colourfulness, "chroma": chroma}
+
+
+def seedpo(binary: str, name: str, folder: Path | None, pictures: Path, prompts: Path, dtype: str) -> tuple[float, float]:
     """Seconds, and peak resident MiB."""
-    command = [binary, "-q", "score", "--judge", f"{name}={folder}", str(pictures), "--prompts", str(prompts), "--dtype", dtype]
+    judge = f"{name}={folder}" if folder else name
+    command = [binary, "-q", "score", "--judge", judge, str(pictures), "--prompts", str(prompts), "--dtype", dtype]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peak = 0.0
@@ -60,18 +94,22 @@ def reference(judge, images, prompts) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--judge", nargs="*", default=["pickscore", "hpsv2", "imagereward", "aesthetic", "clipscore"])
+    every = [*(name for name in JUDGES if not name.startswith("hpsv2.1")), *WEIGHTLESS]
+    parser.add_argument("--judge", nargs="*", default=every, choices=[*JUDGES, *WEIGHTLESS])
     parser.add_argument("--binary", default=str(ROOT / "target/release/seedpo"))
     parser.add_argument("--pictures", type=int, default=32)
+    parser.add_argument("--prompts", type=int, default=None, help="different prompts; one for each picture where not given")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", nargs="*", default=["f32", "bf16"])
     parser.add_argument("--head", default=None)
     args = parser.parse_args()
-    images = [picture(args.size, args.size, seed) for seed in range(args.pictures)]
-    prompts = [PROMPTS[at % len(PROMPTS)] for at in range(args.pictures)]
     print("| judge | dtype | PyTorch, pictures/s | seedpo, pictures/s | factor | seedpo, peak MiB |\n| --- | --- | --- | --- | --- | --- |")
     for name in args.judge:
+        count = args.pictures * (16 if name in WEIGHTLESS else 1)
+        images = [picture(args.size, args.size, seed) for seed in range(count)]
+        prompt = lambda at: f"{SUBJECTS[at % len(SUBJECTS)]}, view {at}"
+        prompts = [prompt(at % (args.prompts or count)) for at in range(count)]
         with tempfile.TemporaryDirectory() as temporary:
             folder, one, all_ = (Path(temporary) / part for part in ("judge", "one", "all"))
             for part in (folder, one, all_):
@@ -81,18 +119,20 @@ def main() -> None:
             Image.fromarray(images[0]).save(one / "000.png")
             (one.parent / "one.txt").write_text(prompts[0] + "\n")
             (one.parent / "all.txt").write_text("\n".join(prompts) + "\n")
-            judge = JUDGES[name](folder, args)
-            theirs, ours, peak = [], {dtype: [] for dtype in args.dtype}, {}
+            judge = Weightless(WEIGHTLESS[name]) if name in WEIGHTLESS else JUDGES[name](folder, args)
+            dtypes = ["f32"] if name in WEIGHTLESS else args.dtype
+            folder = None if name in WEIGHTLESS else folder
+            theirs, ours, peak = [], {dtype: [] for dtype in dtypes}, {}
             for _ in range(args.rounds):
-                theirs.append(args.pictures / reference(judge, images, prompts))
-                for dtype in args.dtype:
+                theirs.append(count / reference(judge, images, prompts))
+                for dtype in dtypes:
                     load, _ = seedpo(args.binary, name, folder, one, one.parent / "one.txt", dtype)
                     whole, peak[dtype] = seedpo(args.binary, name, folder, all_, one.parent / "all.txt", dtype)
-                    ours[dtype].append((args.pictures - 1) / max(whole - load, 1e-9))
+                    ours[dtype].append((count - 1) / max(whole - load, 1e-9))
             del judge
             gc.collect()
             base = statistics.median(theirs)
-            for dtype in args.dtype:
+            for dtype in dtypes:
                 speed = statistics.median(ours[dtype])
                 print(f"| {name} | {dtype} | {base:.2f} | {speed:.2f} | {speed / base:.2f} | {peak[dtype]:.0f} |", flush=True)
 

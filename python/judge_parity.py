@@ -108,7 +108,7 @@ def imagereward(folder, args):
     return judge
 
 
-JUDGES = {"pickscore": pickscore, "hpsv2": hps("hpsv2"), "hpsv2.1-no-antialias": hps("hpsv2.1-no-antialias"),
+JUDGES = {"pickscore": pickscore, "hpsv2": hps("hpsv2"), "hpsv2.1": hps("hpsv2.1"), "hpsv2.1-no-antialias": hps("hpsv2.1-no-antialias"),
           "imagereward": imagereward, "aesthetic": aesthetic, "clipscore": clipscore, "spm": spm}
 
 

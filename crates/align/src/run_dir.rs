@@ -17,8 +17,6 @@ use toml::Table;
 
 const CONFIG_FILE: &str = "config.toml";
 const METRICS_FILE: &str = "metrics.jsonl";
-/// Held by the process that trains in the folder.
-const LOCK_FILE: &str = "run.lock";
 
 /// SHA-256 of every input file, by a name that does not depend on where it lies (`unet/config.json`, `prompts_file`).
 pub type InputHashes = BTreeMap<String, String>;
@@ -49,20 +47,25 @@ const MODEL_FILES: &[&str] = &[
     "scheduler/scheduler_config.json",
 ];
 
-/// Hashes the model's files that exist, the prompt file and the dataset ([`seedpo_data::fingerprint`]).
-pub fn hash_inputs(config: &TrainConfig) -> Result<InputHashes> {
-    let model = Path::new(&config.model);
-    let variant = Some(config.variant.as_str()).filter(|name| !name.is_empty());
+/// Hashes a model's files that exist, of weights those of this variant; of `tokenizer` instead of the model's where one is
+/// named. Errors: a file that cannot be read.
+pub fn hash_model(model: &Path, variant: Option<&str>, tokenizer: Option<&Path>) -> Result<InputHashes> {
     let mut files = seedpo_model::weight_files(model, variant);
     files.extend(MODEL_FILES.iter().map(|name| ((*name).to_owned(), model.join(name))));
-    if !config.tokenizer.is_empty() {
+    if let Some(tokenizer) = tokenizer {
         let tokens = MODEL_FILES.iter().filter_map(|name| name.strip_prefix("tokenizer/"));
-        files.extend(tokens.map(|name| (format!("--tokenizer {name}"), Path::new(&config.tokenizer).join(name))));
+        files.extend(tokens.map(|name| (format!("--tokenizer {name}"), tokenizer.join(name))));
     }
-    let mut hashes = InputHashes::new();
-    for (name, path) in files.into_iter().filter(|(_, path)| path.is_file()) {
-        hashes.insert(name, files::sha256_file(&path)?);
-    }
+    let there = files.into_iter().filter(|(_, path)| path.is_file());
+    there.map(|(name, path)| Ok((name, files::sha256_file(&path)?))).collect()
+}
+
+/// Hashes the model's files that exist, the prompt file and the dataset ([`seedpo_data::fingerprint`]).
+pub fn hash_inputs(config: &TrainConfig) -> Result<InputHashes> {
+    let given = |text: &'_ String| !text.is_empty();
+    let variant = Some(&config.variant).filter(|text| given(text)).map(String::as_str);
+    let tokenizer = Some(&config.tokenizer).filter(|text| given(text)).map(Path::new);
+    let mut hashes = hash_model(Path::new(&config.model), variant, tokenizer)?;
     if !config.prompts_file.is_empty() {
         hashes.insert("prompts_file".into(), files::sha256_file(Path::new(&config.prompts_file))?);
     }
@@ -219,21 +222,9 @@ impl RunDir {
     /// Refuses a second process that would train in this folder, for as long as the result lives; a killed process holds
     /// nothing. Errors: [`Error::Run`] where another one does.
     pub fn lock(&self) -> Result<fs::File> {
-        let path = self.path.join(LOCK_FILE);
-        let file = fs::OpenOptions::new().create(true).append(true).open(&path);
-        let file = file.map_err(|e| seedpo_tensor::Error::io(&path, e))?;
-        match file.try_lock() {
-            Ok(()) => Ok(file),
-            Err(fs::TryLockError::WouldBlock) => {
-                let reason = "another process is training in this run folder; wait for it, or stop it first".into();
-                Err(Error::Run { path: self.path.clone(), reason })
-            }
-            // A file system without locks.
-            Err(fs::TryLockError::Error(error)) => {
-                tracing::warn!(path = %path.display(), %error, "the run folder cannot be locked");
-                Ok(file)
-            }
-        }
+        let reason = "another process is training in this run folder; wait for it, or stop it first";
+        let lock = files::lock(&self.path.join(files::LOCK_FILE))?;
+        lock.ok_or_else(|| Error::Run { path: self.path.clone(), reason: reason.into() })
     }
 }
 

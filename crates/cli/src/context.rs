@@ -168,7 +168,7 @@ impl Context {
 pub const AUTO: &str = "auto";
 
 /// `f32`, `bf16` or `f16` (and the long names other tools use) as a libtorch dtype; `None` for `auto`.
-fn parse_dtype(name: &str) -> Result<Option<Kind>> {
+pub fn parse_dtype(name: &str) -> Result<Option<Kind>> {
     match name {
         AUTO => Ok(None),
         "f32" | "fp32" | "float32" | "no" => Ok(Some(Kind::Float)),

@@ -101,7 +101,7 @@ fn tidy(text: &str) -> String {
 /// A panic is a bug of ours, or memory that ran out inside libtorch: say which, in a line, and exit with code 2.
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|info| {
-        if std::thread::current().name() == Some(seedpo_data::DECODER) {
+        if seedpo_data::picture::is_decoding() {
             return;
         }
         let payload = info.payload();

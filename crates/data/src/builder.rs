@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use crate::pairs::{Options, Pairs, Picture, Row};
+use crate::pairs::{NONE, Options, Pairs, Picture, Row};
 use crate::report::{BadRow, Reason, Report};
 use crate::table::{Cursors, Shard};
 
@@ -30,7 +30,8 @@ pub(crate) struct Builder<'a> {
     options: &'a Options,
     prompts: Vec<Box<str>>,
     prompt_ids: HashMap<Box<str>, u32>,
-    captions: HashMap<Box<str>, Vec<Box<str>>>,
+    captions: Vec<Vec<Box<str>>>,
+    caption_ids: HashMap<Vec<String>, u32>,
     pictures: Vec<Picture>,
     rows: Vec<Row>,
     sources: Vec<(String, &'static str)>,
@@ -44,7 +45,8 @@ impl<'a> Builder<'a> {
             options,
             prompts: Vec::new(),
             prompt_ids: HashMap::new(),
-            captions: HashMap::new(),
+            captions: Vec::new(),
+            caption_ids: HashMap::new(),
             pictures: Vec::new(),
             rows: Vec::new(),
             sources: Vec::new(),
@@ -95,8 +97,8 @@ impl<'a> Builder<'a> {
         };
         let prompt = self.prompt(prompt)?;
         let Place { source, number } = place;
-        let loser = loser.unwrap_or(u32::MAX);
-        self.rows.push(Row { prompt, winner, loser, source, number, tie: false, examples: 0 });
+        let loser = loser.unwrap_or(NONE);
+        self.rows.push(Row { prompt, captions: NONE, winner, loser, source, number, tie: false, examples: 0 });
         Ok(())
     }
 
@@ -127,7 +129,9 @@ impl<'a> Builder<'a> {
                     self.report.ties += 1;
                     if self.options.ties && !self.options.winners_only {
                         self.pair(place, prompt, pictures[first], Some(pictures[second]))?;
-                        self.rows.iter_mut().next_back().into_iter().for_each(|row| row.tie = true);
+                        if let Some(row) = self.rows.last_mut() {
+                            row.tie = true;
+                        }
                     }
                 } else {
                     let (winner, loser) =
@@ -160,19 +164,21 @@ impl<'a> Builder<'a> {
         asked.is_empty() || by.is_some_and(|name| name.to_lowercase().contains(&asked))
     }
 
-    /// Takes note of captions of the same pictures; returns the first, which is their prompt. Errors: none is given.
-    pub fn captions(&mut self, captions: Vec<String>) -> Result<String, Fault> {
-        let prompt = captions.first().ok_or_else(|| (Reason::NoPrompt, "the list of captions is empty".to_owned()))?;
-        let prompt = prompt.clone();
-        if captions.len() > 1 {
-            let known = self.captions.entry(prompt.as_str().into()).or_default();
-            for caption in captions {
-                if !known.iter().any(|other| **other == *caption) {
-                    known.push(caption.into());
-                }
-            }
+    /// Notes the captions of the rows from index `first` on, whose prompt is the first of them.
+    pub fn captioned(&mut self, first: usize, captions: Vec<String>) {
+        if captions.len() < 2 || first == self.rows.len() {
+            return;
         }
-        Ok(prompt)
+        let id = match self.caption_ids.get(&captions) {
+            Some(&id) => id,
+            None => {
+                self.captions.push(captions.iter().map(|caption| caption.as_str().into()).collect());
+                let id = self.captions.len() as u32 - 1;
+                self.caption_ids.insert(captions, id);
+                id
+            }
+        };
+        self.rows.iter_mut().skip(first).for_each(|row| row.captions = id);
     }
 
     fn prompt(&mut self, prompt: &str) -> Result<u32, Fault> {

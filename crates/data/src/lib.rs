@@ -33,6 +33,6 @@ mod write;
 pub use error::{Error, Result};
 pub use files::fingerprint;
 pub use pairs::{Options, Pair, Pairs, PictureId};
-pub use prefetch::{DECODER, Fitted, Prefetch};
+pub use prefetch::{Fitted, Prefetch};
 pub use report::{BadCount, BadRow, Reason, Report};
 pub use write::{JudgedPair, PairWriter};

@@ -31,9 +31,10 @@ struct Reader<'b, 'o> {
     builder: &'b mut Builder<'o>,
     source: u32,
     folders: Vec<PathBuf>,
-    waiting: HashMap<String, Waiting>,
-    /// The prompts of `waiting` in order of appearance.
-    order: Vec<String>,
+    /// By their captions.
+    waiting: HashMap<Vec<String>, Waiting>,
+    /// The captions of `waiting` in order of appearance.
+    order: Vec<Vec<String>>,
 }
 
 /// Reads a list, whose pictures lie relative to its own folder or one of the usual ones beside it.
@@ -91,29 +92,36 @@ impl Reader<'_, '_> {
 
     fn use_row(&mut self, place: Place, value: &Value) -> Result<(), Fault> {
         let (captions, said) = rows::read(value)?;
-        let prompt = self.builder.captions(captions)?;
+        let first = self.builder.pairs();
+        self.use_said(place, &captions, said)?;
+        self.builder.captioned(first, captions);
+        Ok(())
+    }
+
+    fn use_said(&mut self, place: Place, captions: &[String], said: Said) -> Result<(), Fault> {
+        // A row without any is refused where it is read.
+        let prompt = captions.first().map_or("", String::as_str);
         match said {
             Said::Pair { winner, loser } => {
                 let winner = self.picture(&winner)?;
                 let loser = loser.map(|loser| self.picture(&loser)).transpose()?;
-                self.builder.pair(place, &prompt, winner, loser)
+                self.builder.pair(place, prompt, winner, loser)
             }
             Said::Ranking { pictures, scores, generators } => {
                 let pictures = pictures.iter().map(|name| self.picture(name)).collect::<Result<Vec<_>, _>>()?;
                 let generators = generators.as_deref();
-                self.builder
-                    .ranking(place, &Ranked { prompt: &prompt, pictures: &pictures, scores: &scores, generators })
+                self.builder.ranking(place, &Ranked { prompt, pictures: &pictures, scores: &scores, generators })
             }
             Said::Single { picture, score: None } => {
                 let picture = self.picture(&picture)?;
-                self.builder.pair(place, &prompt, picture, None)
+                self.builder.pair(place, prompt, picture, None)
             }
             Said::Single { picture, score: Some(score) } => {
                 let picture = self.picture(&picture)?;
-                if !self.waiting.contains_key(&prompt) {
-                    self.order.push(prompt.clone());
+                if !self.waiting.contains_key(captions) {
+                    self.order.push(captions.to_vec());
                 }
-                let waiting = self.waiting.entry(prompt).or_default();
+                let waiting = self.waiting.entry(captions.to_vec()).or_default();
                 waiting.pictures.push(picture);
                 waiting.scores.push(score);
                 waiting.place.get_or_insert(place);
@@ -128,16 +136,20 @@ impl Reader<'_, '_> {
         Ok(self.builder.picture(Picture::File(file.into())))
     }
 
-    /// Pictures that came in rows of their own are compared within their prompt.
+    /// Pictures that came in rows of their own are compared with those of the same captions.
     fn compare_waiting(&mut self) {
-        for prompt in std::mem::take(&mut self.order) {
-            let Some(Waiting { pictures, scores, place: Some(place) }) = self.waiting.remove(&prompt) else { continue };
-            let ranked = Ranked { prompt: &prompt, pictures: &pictures, scores: &scores, generators: None };
+        for captions in std::mem::take(&mut self.order) {
+            let Some(Waiting { pictures, scores, place: Some(place) }) = self.waiting.remove(&captions) else {
+                continue;
+            };
+            let (first, prompt) = (self.builder.pairs(), captions.first().map_or("", String::as_str));
+            let ranked = Ranked { prompt, pictures: &pictures, scores: &scores, generators: None };
             let compared = if pictures.len() == 1 {
-                self.builder.pair(place, &prompt, pictures[0], None)
+                self.builder.pair(place, prompt, pictures[0], None)
             } else {
                 self.builder.ranking(place, &ranked)
             };
+            self.builder.captioned(first, captions);
             if compared.is_err() {
                 self.builder.fault(place, compared);
             }

@@ -1,6 +1,5 @@
 //! The pairs of a dataset: an index in memory, pictures where they lie.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
@@ -39,6 +38,8 @@ pub struct PictureId(pub(crate) u32);
 pub struct Pair<'a> {
     /// What the pictures are of.
     pub prompt: &'a str,
+    /// All their captions, the prompt first, where the row gives several; else none.
+    pub captions: &'a [Box<str>],
     /// The preferred picture.
     pub winner: PictureId,
     /// The other one; absent where only winners were asked for.
@@ -55,10 +56,14 @@ pub(crate) enum Picture {
     Cell(Place),
 }
 
-/// A pair by the indices of its parts. `u32::MAX` = no loser.
+/// For a loser or captions: there are none.
+pub(crate) const NONE: u32 = u32::MAX;
+
+/// A pair by the indices of its parts; [`NONE`] = no loser, no captions beside the prompt.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Row {
     pub prompt: u32,
+    pub captions: u32,
     pub winner: u32,
     pub loser: u32,
     pub source: u32,
@@ -74,8 +79,8 @@ pub struct Pairs {
     pub(crate) path: PathBuf,
     pub(crate) layout: &'static str,
     pub(crate) prompts: Vec<Box<str>>,
-    /// All captions of prompts that have several.
-    pub(crate) captions: HashMap<Box<str>, Vec<Box<str>>>,
+    /// The lists of captions of rows that have several.
+    pub(crate) captions: Vec<Vec<Box<str>>>,
     pub(crate) pictures: Vec<Picture>,
     pub(crate) rows: Vec<Row>,
     /// Names of the files that rows come from, and what a row is called there (`line`, `row`).
@@ -120,8 +125,10 @@ impl Pairs {
     /// The pair at `index`, which is below [`Pairs::len`].
     pub fn pair(&self, index: usize) -> Pair<'_> {
         let row = self.rows[index];
-        let loser = (row.loser != u32::MAX).then_some(PictureId(row.loser));
-        Pair { prompt: &self.prompts[row.prompt as usize], winner: PictureId(row.winner), loser, tie: row.tie }
+        let loser = (row.loser != NONE).then_some(PictureId(row.loser));
+        let prompt = &self.prompts[row.prompt as usize];
+        let captions = self.captions.get(row.captions as usize).map_or(&[][..], Vec::as_slice);
+        Pair { prompt, captions, winner: PictureId(row.winner), loser, tie: row.tie }
     }
 
     /// The index of a pair's prompt among [`Pairs::prompts`].
@@ -141,13 +148,8 @@ impl Pairs {
         self.prompts.iter().map(AsRef::as_ref)
     }
 
-    /// All captions of the pictures of a prompt, itself first, where rows gave it several; else none.
-    pub fn captions(&self, prompt: &str) -> &[Box<str>] {
-        self.captions.get(prompt).map_or(&[], Vec::as_slice)
-    }
-
-    /// The factor of each pair in the loss where every prompt is to count the same: N/(P·n) for a prompt with n of the
-    /// N pairs of P prompts. Their mean is 1.
+    /// The factor of each pair, by index, in the loss where every prompt is to count the same: N/(P·n) for a prompt with n
+    /// of the N pairs of P prompts. Their mean is 1.
     pub fn prompt_weights(&self) -> Vec<f32> {
         let counts = self.prompt_counts();
         let used = counts.iter().filter(|&&n| n > 0).count();
@@ -202,7 +204,10 @@ impl Pairs {
         let bad = |place: String, detail: String| BadRow { place, reason: Reason::MissingPicture, detail };
         match &self.pictures[id.0 as usize] {
             Picture::File(path) => std::fs::read(path).map_err(|e| bad(path.display().to_string(), e.to_string())),
-            Picture::Cell(place) => self.cursors.read(&self.shards, *place).map_err(|e| bad(self.picture_place(id), e)),
+            Picture::Cell(place) => {
+                let cell = picture::guarded(|| self.cursors.read(&self.shards, *place));
+                cell.map_err(|e| bad(self.picture_place(id), e))
+            }
         }
     }
 
@@ -214,6 +219,17 @@ impl Pairs {
     /// A picture at `size` x `size`, see [`picture::fit`]. Errors: as [`Pairs::picture`], and a thread of pixels.
     pub fn fitted(&self, id: PictureId, size: u32) -> Result<RgbImage, BadRow> {
         picture::fit(&self.picture(id)?, size).map_err(|detail| self.undecodable(id, detail))
+    }
+
+    /// Counts pair `index` in `report` as one whose pictures turned out to be bad. Errors: more than the share `limit` of
+    /// the rows is bad now, with the list.
+    pub fn pass_over(&self, index: usize, bad: BadRow, report: &mut Report, limit: f64) -> Result<()> {
+        let detail = format!("{}: {}", bad.place, bad.detail);
+        report.add_bad(BadRow { place: self.place(index), detail, ..bad });
+        if report.exceeds(limit) {
+            return Err(Error::too_many_bad(&self.path, report, limit));
+        }
+        Ok(())
     }
 
     fn undecodable(&self, id: PictureId, detail: String) -> BadRow {

@@ -1,6 +1,8 @@
 //! Bytes to pixels, with limits, and pixels to the size a model takes.
 
+use std::cell::Cell;
 use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::imageops::{self, FilterType};
 use image::{ImageReader, Limits, RgbImage};
@@ -12,9 +14,30 @@ const MAX_ASPECT: u32 = 64;
 /// What decoding one picture may allocate, in bytes: a 10,000 x 10,000 picture fits.
 const MAX_BYTES: u64 = 512 << 20;
 
+thread_local! {
+    static DECODING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is inside a decoder: a panic there is a bad row, not the end of the program.
+pub fn is_decoding() -> bool {
+    DECODING.get()
+}
+
+/// Runs a decoder. Decoders are other people's code on anyone's bytes: where one of them panics, that is an error.
+pub(crate) fn guarded<T>(decoder: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    DECODING.set(true);
+    let decoded = catch_unwind(AssertUnwindSafe(decoder));
+    DECODING.set(false);
+    decoded.unwrap_or_else(|_| Err("the decoder failed on these bytes".into()))
+}
+
 /// Decodes a PNG, JPEG or WebP picture. A header that promises more than [`MAX_SIDE`] or half a GiB is refused before
 /// anything is allocated. Errors: what is wrong with the bytes.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
+    guarded(|| decode_unguarded(bytes))
+}
+
+fn decode_unguarded(bytes: &[u8]) -> Result<RgbImage, String> {
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
@@ -75,6 +98,13 @@ mod tests {
     #[test]
     fn halves_are_rounded_as_python_does() {
         assert_eq!([4u32, 5, 6, 7, 8, 9, 11].map(|side| offset(side, 4)), [0, 0, 1, 2, 2, 2, 4]);
+    }
+
+    #[test]
+    fn a_decoder_that_panics_is_an_error() {
+        let failed = guarded::<()>(|| panic!("a decoder's bug"));
+        assert!(failed.is_err() && !is_decoding());
+        assert!(guarded(|| Ok(is_decoding())).unwrap());
     }
 
     #[test]

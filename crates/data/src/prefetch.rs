@@ -1,17 +1,13 @@
 //! Decoding ahead: pictures of pairs, fitted to the model's size, made on other threads in the order they are asked for.
 
 use std::collections::{HashMap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use image::RgbImage;
 
 use crate::pairs::Pairs;
-use crate::report::{BadRow, Reason};
-
-/// The name of the threads that decode: a panic of a decoder there is a bad row, not the end of the program.
-pub const DECODER: &str = "decoder";
+use crate::report::BadRow;
 
 /// A pair's pictures at the model's size.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +71,7 @@ impl Prefetch {
             Arc::new(Shared { pairs, size, ahead, state: Mutex::new(State::default()), changed: Condvar::new() });
         let work = |_| {
             let shared = Arc::clone(&shared);
-            std::thread::Builder::new().name(DECODER.to_owned()).spawn(move || shared.work()).ok()
+            std::thread::Builder::new().name("decoder".to_owned()).spawn(move || shared.work()).ok()
         };
         // Without a thread of its own everything is decoded where it is taken.
         Self { workers: (0..workers).filter_map(work).collect(), shared }
@@ -133,12 +129,7 @@ impl Shared {
             state.next_ticket += 1;
             state.begun.push_back((ticket, index));
             drop(state);
-            // Decoders are other people's code on anyone's bytes; whoever waits for this pair must get an answer.
-            let read = AssertUnwindSafe(|| Fitted::read(&self.pairs, index, self.size));
-            let fitted = catch_unwind(read).unwrap_or_else(|_| {
-                let detail = "a picture's decoder failed".into();
-                Err(BadRow { place: self.pairs.place(index), reason: Reason::Undecodable, detail })
-            });
+            let fitted = Fitted::read(&self.pairs, index, self.size);
             state = self.lock();
             state.done.insert(ticket, fitted);
             self.changed.notify_all();

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::pairs::{Pairs, PictureId};
+use crate::pairs::{Pair, Pairs, PictureId};
 use crate::report::BadRow;
 
 /// Pick-a-Pic's columns that say what a pair is.
@@ -30,12 +30,21 @@ const GROUP_BYTES: usize = 32 << 20;
 pub struct JudgedPair<'a> {
     /// What the pictures are of.
     pub prompt: &'a str,
+    /// All their captions, as [`Pair::captions`]; empty for the prompt alone.
+    pub captions: &'a [Box<str>],
     /// The preferred picture.
     pub winner: PictureId,
     /// The other one.
     pub loser: Option<PictureId>,
     /// What to note beside, in JSON lines only.
     pub notes: Map<String, Value>,
+}
+
+impl<'a> From<Pair<'a>> for JudgedPair<'a> {
+    /// The pair as it is, nothing noted.
+    fn from(Pair { prompt, captions, winner, loser, .. }: Pair<'a>) -> Self {
+        Self { prompt, captions, winner, loser, notes: Map::new() }
+    }
 }
 
 /// Writes pairs to a `.jsonl` or `.parquet` file that appears when it is whole.
@@ -116,7 +125,7 @@ impl PairWriter {
                         "a parquet file takes pairs, found a winner alone; write .jsonl",
                     ));
                 };
-                if !pairs.captions(pair.prompt).is_empty() {
+                if !pair.captions.is_empty() {
                     let found = format!("a parquet file takes one caption a pair, found several: {:?}", pair.prompt);
                     return Err(Error::format(&target, format!("{found}; write .jsonl")));
                 }
@@ -213,7 +222,7 @@ fn add_line(
     number: u64,
     target: &Path,
 ) -> Result<Option<BadRow>> {
-    let prompt = match pairs.captions(pair.prompt) {
+    let prompt = match pair.captions {
         [] => json!(pair.prompt),
         captions => json!(captions),
     };

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use seedpo_data::{Fitted, JudgedPair, Options, PairWriter, Pairs, Prefetch, Reason, picture};
-use serde_json::{Map, Value};
+use seedpo_data::{Fitted, Options, PairWriter, Pairs, Prefetch, Reason, picture};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 fn fixtures() -> PathBuf {
@@ -251,9 +251,7 @@ fn written_pairs_are_read_back() {
         let target = folder.path().join(name);
         let mut writer = PairWriter::create(&target).unwrap();
         for index in 0..source.len() {
-            let pair = source.pair(index);
-            let judged = JudgedPair { prompt: pair.prompt, winner: pair.winner, loser: pair.loser, notes: Map::new() };
-            assert_eq!(writer.add(source, &judged).unwrap(), None);
+            assert_eq!(writer.add(source, &source.pair(index).into()).unwrap(), None);
         }
         assert_eq!(writer.finish().unwrap() as usize, source.len());
         Pairs::open(&target, &Options::default()).unwrap()
@@ -279,21 +277,25 @@ fn several_captions_of_the_same_pictures() {
     }
     let row = |prompt: &str| format!(r#"{{"prompt": {prompt}, "winner": "a.png", "loser": "b.png"}}"#) + "\n";
     let file = folder.path().join("pairs.jsonl");
-    fs::write(&file, [r#"["x", "y"]"#, r#""z""#, "[]", r#"["x", 3]"#, r#"["x", " "]"#].map(row).concat()).unwrap();
+    fs::write(
+        &file,
+        [r#"["x", "y"]"#, r#""z""#, r#"["x", "other"]"#, "[]", r#"["x", 3]"#, r#"["x", " "]"#].map(row).concat(),
+    )
+    .unwrap();
     let pairs = Pairs::open(&file, &lenient()).unwrap();
-    let captions = |pairs: &Pairs, prompt| pairs.captions(prompt).iter().map(ToString::to_string).collect::<Vec<_>>();
-    assert_eq!(listed(&pairs).iter().map(|[prompt, ..]| prompt.as_str()).collect::<Vec<_>>(), ["x", "z"]);
-    assert_eq!((captions(&pairs, "x"), captions(&pairs, "z")), (vec!["x".into(), "y".into()], vec![]));
+    let captions =
+        |pairs: &Pairs, index| pairs.pair(index).captions.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(listed(&pairs).iter().map(|[prompt, ..]| prompt.as_str()).collect::<Vec<_>>(), ["x", "z", "x"]);
+    // The captions of one pair of pictures are not those of another whose first caption is the same.
+    assert_eq!([0, 1, 2].map(|index| captions(&pairs, index)), [vec!["x", "y"], vec![], vec!["x", "other"]]);
     assert_eq!(pairs.report().bad_rows(), 3);
     let write = |name: &str| {
         let mut writer = PairWriter::create(&folder.path().join(name)).unwrap();
-        let pair = pairs.pair(0);
-        let pair = JudgedPair { prompt: pair.prompt, winner: pair.winner, loser: pair.loser, notes: Map::new() };
-        writer.add(&pairs, &pair)?;
+        writer.add(&pairs, &pairs.pair(0).into())?;
         writer.finish()
     };
     write("again.jsonl").unwrap();
     let again = Pairs::open(&folder.path().join("again.jsonl"), &lenient()).unwrap();
-    assert_eq!(captions(&again, "x"), ["x", "y"]);
+    assert_eq!(captions(&again, 0), ["x", "y"]);
     assert!(write("again.parquet").unwrap_err().to_string().contains("several"));
 }

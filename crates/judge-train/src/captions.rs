@@ -1,9 +1,10 @@
 //! Captioned pictures: of files, or the emoji.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use image::RgbImage;
-use seedpo_data::{Options, Pairs};
+use seedpo_data::{BadRow, Options, Pairs, Report};
 use seedpo_pretrain::Dataset;
 use seedpo_pretrain::captions::CaptionMix;
 use seedpo_pretrain::dataset::Emoji;
@@ -33,12 +34,15 @@ pub trait Captions: Send + Sync {
     fn caption(&self, index: usize, key: NoiseKey) -> String;
 
     /// The picture. Errors: it cannot be read or decoded.
-    fn picture(&self, index: usize) -> Result<RgbImage>;
+    fn picture(&self, index: usize) -> Result<RgbImage, BadRow>;
 
     /// The picture to train on; of several looks one is drawn by the key. Errors: as [`Captions::picture`].
-    fn look(&self, index: usize, _key: NoiseKey) -> Result<RgbImage> {
+    fn look(&self, index: usize, _key: NoiseKey) -> Result<RgbImage, BadRow> {
         self.picture(index)
     }
+
+    /// Takes note that a picture cannot be had and is passed over. Errors: there are more than are allowed.
+    fn pass_over(&self, index: usize, bad: BadRow) -> Result<()>;
 }
 
 /// A dataset of files (docs/data.md: an imagefolder with `metadata.jsonl`; of pairs the winners); of several
@@ -46,13 +50,16 @@ pub trait Captions: Send + Sync {
 #[derive(Debug)]
 pub struct FileCaptions {
     pairs: Pairs,
+    bad: Mutex<Report>,
+    bad_rows_limit: f64,
 }
 
 impl FileCaptions {
-    /// Opens it. Errors: as [`Pairs::open`].
+    /// Opens it; at most the share `bad_rows_limit` of its rows, in [0, 1], may be bad. Errors: as [`Pairs::open`].
     pub fn open(path: &Path, bad_rows_limit: f64) -> Result<Self> {
         let options = Options { winners_only: true, bad_rows_limit, ..Options::default() };
-        Ok(Self { pairs: Pairs::open(path, &options)? })
+        let pairs = Pairs::open(path, &options)?;
+        Ok(Self { bad: Mutex::new(pairs.report().clone()), pairs, bad_rows_limit })
     }
 }
 
@@ -71,14 +78,20 @@ impl Captions for FileCaptions {
     }
 
     fn caption(&self, index: usize, key: NoiseKey) -> String {
-        let title = self.pairs.pair(index).prompt;
-        let several = self.pairs.captions(title);
-        several.get(key.below(several.len())).map_or(title, AsRef::as_ref).to_owned()
+        let pair = self.pairs.pair(index);
+        match pair.captions {
+            [] => pair.prompt.to_owned(),
+            several => several[key.below(several.len())].to_string(),
+        }
     }
 
-    fn picture(&self, index: usize) -> Result<RgbImage> {
-        let picture = self.pairs.picture(self.pairs.pair(index).winner);
-        picture.map_err(|bad| Error::data(self.pairs.path(), bad.to_string()))
+    fn picture(&self, index: usize) -> Result<RgbImage, BadRow> {
+        self.pairs.picture(self.pairs.pair(index).winner)
+    }
+
+    fn pass_over(&self, index: usize, bad: BadRow) -> Result<()> {
+        let mut report = self.bad.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(self.pairs.pass_over(index, bad, &mut report, self.bad_rows_limit)?)
     }
 }
 
@@ -126,11 +139,16 @@ impl Captions for EmojiCaptions {
         MIX.draw(&self.emoji[index], key)
     }
 
-    fn picture(&self, index: usize) -> Result<RgbImage> {
+    fn picture(&self, index: usize) -> Result<RgbImage, BadRow> {
         Ok(self.pictures[index].clone())
     }
 
-    fn look(&self, index: usize, key: NoiseKey) -> Result<RgbImage> {
+    fn look(&self, index: usize, key: NoiseKey) -> Result<RgbImage, BadRow> {
         Ok(vary(&self.pictures[index], key))
+    }
+
+    /// They are all in memory: there is nothing to pass over.
+    fn pass_over(&self, _: usize, bad: BadRow) -> Result<()> {
+        Err(Error::data(Path::new(&bad.place), bad.detail))
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// The result of this crate's operations.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can go wrong while a judge is trained; every variant names its place.
 #[derive(Debug, thiserror::Error)]
@@ -27,13 +27,18 @@ pub enum Error {
         /// What it is.
         found: String,
     },
-    /// A loss that is not a number: the last checkpoint is intact.
-    #[error("the loss of step {step} is {loss}; lower --lr, or go on from the last checkpoint with --resume")]
+    /// A loss or gradient that is not a number: nothing of it is applied, the last checkpoint is intact.
+    #[error(
+        "the {what} of update {step} is {value}; the last checkpoint is from before it, but would come here again: start \
+         anew with a lower --lr (or --max-grad-norm) and another --out"
+    )]
     NotFinite {
-        /// The step, from 1.
+        /// The update, from 1.
         step: u64,
-        /// The loss.
-        loss: f64,
+        /// `loss` or `gradient's norm`.
+        what: &'static str,
+        /// Infinite or not a number.
+        value: f64,
     },
     /// The thread that loads batches died; its panic is on standard error.
     #[error("the thread that loads batches failed")]

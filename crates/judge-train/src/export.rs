@@ -1,7 +1,7 @@
 //! The trained judge as a folder in the public layout.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use seedpo_judge::CLIP_STATISTICS;
 use seedpo_model::{ClipConfig, ClipTokenizer};
@@ -32,18 +32,20 @@ pub fn export(
     kind: Kind,
 ) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| TensorError::io(folder, e))?;
-    for name in TOKENIZER {
-        let file = tokenizer.folder().join(name);
-        if file.is_file() {
-            let bytes = std::fs::read(&file).map_err(|e| TensorError::io(&file, e))?;
-            write_atomic(&folder.join(name), &bytes)?;
-        }
+    for (name, file) in tokenizer_files(tokenizer) {
+        let bytes = std::fs::read(&file).map_err(|e| TensorError::io(&file, e))?;
+        write_atomic(&folder.join(name), &bytes)?;
     }
     write_json(&folder.join("config.json"), &config.to_json())?;
     write_json(&folder.join("preprocessor_config.json"), &processor(config.vision.image_size))?;
     let stored = parameters.iter().map(|(name, tensor)| (name.clone(), tensor.detach().to_kind(kind).contiguous()));
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     Ok(write_weights(&folder.join("model.safetensors"), &stored.collect(), &metadata)?)
+}
+
+/// The files that a tokenizer has, by name.
+pub(crate) fn tokenizer_files(tokenizer: &ClipTokenizer) -> impl Iterator<Item = (&'static str, PathBuf)> {
+    TOKENIZER.into_iter().map(|name| (name, tokenizer.folder().join(name))).filter(|(_, file)| file.is_file())
 }
 
 /// How transformers' image processor prepares pictures for it.

@@ -55,16 +55,16 @@ impl Noising {
         timesteps
     }
 
-    /// Both pictures of each pair as the vision tower takes them, `[2B, 3, S, S]`, first pictures first. Held-out pairs at
-    /// timestep 0 are not noised.
+    /// Both pictures of each pair as the vision tower takes them, `[2B, 3, S, S]`, first pictures first.
     pub(crate) fn view(&self, batch: &PairBatch, timesteps: &[i64], side: i64) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
-        let pictures = Tensor::f_cat(&batch.pictures, 0)?;
-        if timesteps.iter().all(|&t| t == 0) {
-            return Ok(step_aware_training(&pictures.to_device(self.model.device()), side)?);
-        }
+        Ok(step_aware_training(&self.predict(&self.encode_batch(batch)?, timesteps)?, side)?)
+    }
+
+    /// A batch encoded, with draws by its keys.
+    pub(crate) fn encode_batch(&self, batch: &PairBatch) -> Result<Encoded> {
         let draws = Draws::of(&batch.keys, &self.latent_shape())?;
-        Ok(step_aware_training(&self.predicted(&pictures, &batch.prompts, timesteps, &draws)?, side)?)
+        self.encode(&Tensor::f_cat(&batch.pictures, 0)?, &batch.prompts, &draws)
     }
 
     /// The shape of a picture's latents.
@@ -79,22 +79,40 @@ impl Noising {
     ///
     /// Errors: shapes that do not fit. Run it without gradients.
     pub fn predicted(&self, pictures: &Tensor, prompts: &[String], timesteps: &[i64], draws: &Draws) -> Result<Tensor> {
+        self.predict(&self.encode(pictures, prompts, draws)?, timesteps)
+    }
+
+    /// What does not depend on the timestep of [`Noising::predicted`].
+    fn encode(&self, pictures: &Tensor, prompts: &[String], draws: &Draws) -> Result<Encoded> {
         let model = &self.model;
         let on = |tensor: &Tensor| tensor.to_device(model.device());
         let (mean, logvar) = model.vae.encode(&on(pictures))?;
         let deviation = (logvar.to_kind(Kind::Float) * 0.5).exp();
         let latents = (mean.to_kind(Kind::Float) + deviation * on(&draws.posterior)) * model.vae.scaling_factor();
         let noise = on(&Tensor::f_cat(&[&draws.noise, &draws.noise], 0)?);
-        let timesteps = Tensor::from_slice(&[timesteps, timesteps].concat());
-        let noised = model.schedule.add_noise(&latents, &noise, &timesteps)?;
         let embeds = model.encode_prompts(prompts)?;
         let embeds = PromptEmbeds::cat(&[&embeds, &embeds])?;
         let conditioning = Conditioning::new(&embeds, &self.negative, (self.resolution, self.resolution));
+        Ok(Encoded { latents, noise, conditioning })
+    }
+
+    /// The pictures predicted from their noised latents at each pair's timestep, `[2B, 3, R, R]`.
+    pub(crate) fn predict(&self, encoded: &Encoded, timesteps: &[i64]) -> Result<Tensor> {
+        let (model, Encoded { latents, noise, conditioning }) = (&self.model, encoded);
+        let timesteps = Tensor::from_slice(&[timesteps, timesteps].concat());
+        let noised = model.schedule.add_noise(latents, noise, &timesteps)?;
         let policy = Policy::new(model, None);
-        let epsilon = policy.predict_noise(&noised, &timesteps, &conditioning, self.guidance_scale)?;
+        let epsilon = policy.predict_noise(&noised, &timesteps, conditioning, self.guidance_scale)?;
         let clean = model.schedule.clean_latents(&noised, &epsilon, &timesteps)?;
         Ok(model.vae.decode_latents(&clean)?)
     }
+}
+
+/// Pairs in the diffusion model's latent space: `[2B, C, h, w]` each, and what they are of.
+pub(crate) struct Encoded {
+    latents: Tensor,
+    noise: Tensor,
+    conditioning: Conditioning,
 }
 
 /// Standard normal draws for pairs of pictures.

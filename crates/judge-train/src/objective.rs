@@ -1,25 +1,19 @@
 //! The losses, as functions of the towers' features.
 
+use seedpo_judge::normalised;
 use tch::{Kind, Tensor};
 
 /// OpenCLIP keeps the logit scale at most here: exp = 100.
 pub const MAX_LOGIT_SCALE: f64 = 4.605_170_185_988_092;
 
-/// Rows of length 1, f32.
-fn unit(features: &Tensor) -> Tensor {
-    let features = features.to_kind(Kind::Float);
-    let length = features.square().sum_dim_intlist(-1, true, None).sqrt();
-    features / length
-}
-
 /// exp(logit scale) · cosine of every row of `left` `[B, P]` with every row of `right` `[C, P]`: `[B, C]` f32.
 pub fn logits(left: &Tensor, right: &Tensor, logit_scale: &Tensor) -> Tensor {
-    unit(left).matmul(&unit(right).transpose(0, 1)) * logit_scale.to_kind(Kind::Float).exp()
+    normalised(left).matmul(&normalised(right).transpose(0, 1)) * logit_scale.to_kind(Kind::Float).exp()
 }
 
 /// exp(logit scale) · cosine, row by row: `[B]` f32.
 pub fn scores(images: &Tensor, texts: &Tensor, logit_scale: &Tensor) -> Tensor {
-    (unit(images) * unit(texts)).sum_dim_intlist(-1, false, None) * logit_scale.to_kind(Kind::Float).exp()
+    (normalised(images) * normalised(texts)).sum_dim_intlist(-1, false, None) * logit_scale.to_kind(Kind::Float).exp()
 }
 
 /// CLIP's symmetric InfoNCE of `images` and `texts` `[B, P]`, row i belonging to row i: the mean of the cross entropies
@@ -48,7 +42,8 @@ pub fn preference(
     ((tie - cross_entropy) * weights).sum(Kind::Float)
 }
 
-/// Each pair weighs 1 / (pairs of its prompt), divided by the sum over the whole update.
+/// The weights of an update's pairs, in their order: 1 / (pairs of its prompt) each, divided by the sum of them all. A 0
+/// counts as 1.
 pub fn prompt_weights(examples_per_prompt: &[u32]) -> Vec<f32> {
     let weights: Vec<f64> = examples_per_prompt.iter().map(|&n| 1.0 / f64::from(n.max(1))).collect();
     let total: f64 = weights.iter().sum();

@@ -1,11 +1,12 @@
 //! The kinds `preference` and `step-aware`: pairs, of which one picture is preferred; judged as they are, or as a diffusion
 //! model predicts them from noise.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use image::RgbImage;
-use seedpo_data::{BadRow, Pairs};
+use rayon::prelude::*;
+use seedpo_data::{BadRow, Pairs, Report};
+use seedpo_judge::step_aware_training;
 use seedpo_model::{ClipModel, ClipTokenizer};
 use seedpo_tensor::NoiseKey;
 use tch::{Kind, Tensor};
@@ -28,7 +29,7 @@ pub struct Preference {
     seed: u64,
 }
 
-/// Loads pairs.
+/// Loads pairs; public as the [`Task::Source`] of [`Preference`] alone.
 pub struct PairSource {
     pairs: Arc<Pairs>,
     examples: Vec<u32>,
@@ -36,9 +37,9 @@ pub struct PairSource {
     order: Order,
     view: View,
     seed: u64,
-    /// Pairs whose pictures cannot be had, by place.
-    bad: Mutex<BTreeMap<String, String>>,
-    bad_limit: f64,
+    /// What became of the rows, pairs whose pictures cannot be had among the bad ones.
+    bad: Mutex<Report>,
+    bad_rows_limit: f64,
 }
 
 /// What pictures are loaded as.
@@ -74,8 +75,8 @@ struct ReadPair {
 }
 
 impl Preference {
-    /// Training on `pairs` for a vision tower of `side` pixels; with `noising` a step-aware one. More bad pairs than the
-    /// share `bad_limit` end the run.
+    /// Training on `pairs` for a vision tower of `side` pixels; with `noising` a step-aware one. More bad rows than the
+    /// share `bad_rows_limit`, in [0, 1], end the run.
     ///
     /// Errors: [`Error::Setting`] where no pairs are left to train on or to hold out.
     pub fn new(
@@ -84,95 +85,87 @@ impl Preference {
         side: i64,
         noising: Option<Noising>,
         settings: &Settings,
-        bad_limit: f64,
+        bad_rows_limit: f64,
     ) -> Result<Self> {
-        let split = Split::new((0..pairs.len()).map(|index| pairs.pair(index).prompt), settings, "pairs")?;
+        let prompts = (0..pairs.len()).map(|index| pairs.pair(index).prompt);
+        let split = Split::new(prompts, |index| !pairs.pair(index).tie, settings, "pairs")?;
         let view = match &noising {
             None => View::Prepared(side as usize),
             Some(noising) => View::Autoencoder(noising.resolution() as usize),
         };
-        let heldout = split.heldout.into_iter().filter(|&index| !pairs.pair(index).tie).collect();
         let (examples, order, seed) = (pairs.examples_per_prompt(), Order::new(split.train, settings), settings.seed);
-        let bad = Mutex::default();
-        let source = PairSource { pairs, examples, tokenizer, order, view, seed, bad, bad_limit };
-        Ok(Self { source: Arc::new(source), heldout, noising, seed })
+        let bad = Mutex::new(pairs.report().clone());
+        let source = PairSource { pairs, examples, tokenizer, order, view, seed, bad, bad_rows_limit };
+        Ok(Self { source: Arc::new(source), heldout: split.heldout, noising, seed })
     }
 
-    /// exp(logit scale) · cosine of both pictures of each pair, `[B]` each.
-    fn pair_scores(&self, model: &ClipModel, batch: &PairBatch, timesteps: Option<&[i64]>) -> Result<[Tensor; 2]> {
-        let texts = model.text_features(&batch.input_ids)?;
-        let features = self.features(model, batch, timesteps)?;
-        Ok(features.map(|side| scores(&side, &texts, model.logit_scale())))
-    }
-
-    /// Features of both pictures, `[B, P]` each, in one pass of the vision tower.
-    fn features(&self, model: &ClipModel, batch: &PairBatch, timesteps: Option<&[i64]>) -> Result<[Tensor; 2]> {
-        let rows = batch.input_ids.size()[0];
-        let side = model.config().vision.image_size;
-        let (pixels, timesteps) = match (&self.noising, timesteps) {
-            (Some(noising), Some(timesteps)) => {
-                let pictures = noising.view(batch, timesteps, side)?;
-                let timesteps = Tensor::from_slice(timesteps);
-                (pictures, Some(Tensor::f_cat(&[&timesteps, &timesteps], 0)?))
-            }
-            _ => (Tensor::f_cat(&batch.pictures, 0)?, None),
-        };
-        let features = model.image_features(&pixels, timesteps.as_ref())?;
+    /// Features of both pictures of each pair, `[B, P]` each, in one pass of the vision tower over `[2B, 3, S, S]`.
+    fn features(&self, model: &ClipModel, pixels: &Tensor, timesteps: Option<&[i64]>) -> Result<[Tensor; 2]> {
+        let rows = pixels.size()[0] / 2;
+        let timesteps = timesteps.map(|timesteps| Tensor::from_slice(&[timesteps, timesteps].concat()));
+        let features = model.image_features(pixels, timesteps.as_ref())?;
         Ok([features.narrow(0, 0, rows), features.narrow(0, rows, rows)])
     }
 
-    /// The share of held-out pairs, ties aside, whose preferred picture has the higher score.
-    fn accuracy(&self, model: &ClipModel, timestep: Option<i64>) -> Result<f64> {
-        let (mut right, mut count) = (0.0, 0usize);
+    /// The share of held-out pairs whose preferred picture has the higher score, at each of these timesteps (step-aware) or
+    /// of the pictures themselves. Every pair is read, prepared and encoded once. `None` where no pair can be read.
+    fn accuracies(&self, model: &ClipModel, timesteps: &[Option<i64>]) -> Result<Option<Vec<f64>>> {
+        let side = model.config().vision.image_size;
+        let (mut right, mut count) = (vec![0.0; timesteps.len()], 0usize);
         for part in self.heldout.chunks(HELDOUT_BATCH) {
             let key = |index: usize| NoiseKey::new(self.seed, "judge held out").prompt(index as u64);
-            let read = self.source.read(part.iter().map(|&index| (index, key(index))))?;
+            let read = self.source.read(part.iter().map(|&index| (index, key(index))).collect())?;
             if read.is_empty() {
                 continue;
             }
             let rows = read.len();
             let batch = self.source.batch(read, vec![0.0; rows])?;
-            let timesteps = timestep.map(|t| vec![t; rows]);
-            let [first, second] = self.pair_scores(model, &batch, timesteps.as_deref())?;
-            // Without ties the first picture is the preferred one.
-            right += first.gt_tensor(&second).to_kind(Kind::Double).sum(Kind::Double).double_value(&[]);
+            let texts = model.text_features(&batch.input_ids)?;
+            let encoded = self.noising.as_ref().map(|noising| noising.encode_batch(&batch)).transpose()?;
+            for (right, timestep) in right.iter_mut().zip(timesteps) {
+                let each = timestep.map(|t| vec![t; rows]);
+                let pixels = match (&self.noising, &encoded, &each) {
+                    // At timestep 0 the picture itself is looked at.
+                    (Some(_), _, Some(t)) if t[0] == 0 => {
+                        step_aware_training(&Tensor::f_cat(&batch.pictures, 0)?, side)?
+                    }
+                    (Some(noising), Some(encoded), Some(t)) => {
+                        step_aware_training(&noising.predict(encoded, t)?, side)?
+                    }
+                    _ => Tensor::f_cat(&batch.pictures, 0)?,
+                };
+                let features = self.features(model, &pixels, each.as_deref())?;
+                let [first, second] = features.map(|side| scores(&side, &texts, model.logit_scale()));
+                // Ties are not among them: the first picture is the preferred one.
+                *right += first.gt_tensor(&second).to_kind(Kind::Double).sum(Kind::Double).double_value(&[]);
+            }
             count += rows;
         }
-        Ok(right / count.max(1) as f64)
+        Ok((count > 0).then(|| right.into_iter().map(|right| right / count as f64).collect()))
     }
 }
 
 impl PairSource {
-    /// The pairs whose pictures can be had. Errors: too many cannot.
-    fn read(&self, wanted: impl Iterator<Item = (usize, NoiseKey)>) -> Result<Vec<ReadPair>> {
-        let mut read = Vec::new();
-        for (index, key) in wanted {
+    /// The pairs whose pictures can be had, read side by side. Errors: too many cannot.
+    fn read(&self, wanted: Vec<(usize, NoiseKey)>) -> Result<Vec<ReadPair>> {
+        let both = |&(index, _): &(usize, NoiseKey)| -> Result<[RgbImage; 2], BadRow> {
             let pair = self.pairs.pair(index);
-            let both = self.pairs.picture(pair.winner).and_then(|winner| {
-                // Pairs are opened with losers.
-                Ok([winner, self.pairs.picture(pair.loser.unwrap_or(pair.winner))?])
-            });
+            let winner = self.pairs.picture(pair.winner)?;
+            // Pairs are opened with losers.
+            Ok([winner, self.pairs.picture(pair.loser.unwrap_or(pair.winner))?])
+        };
+        let all: Vec<_> = wanted.par_iter().map(both).collect();
+        let mut read = Vec::with_capacity(all.len());
+        for ((index, key), both) in wanted.into_iter().zip(all) {
             match both {
                 Ok(pictures) => read.push(ReadPair { index, pictures, key }),
-                Err(bad) => self.note_bad(self.pairs.place(index), &bad)?,
+                Err(bad) => {
+                    let mut report = self.bad.lock().unwrap_or_else(PoisonError::into_inner);
+                    self.pairs.pass_over(index, bad, &mut report, self.bad_rows_limit)?;
+                }
             }
         }
         Ok(read)
-    }
-
-    fn note_bad(&self, place: String, bad: &BadRow) -> Result<()> {
-        let mut known = self.bad.lock().unwrap_or_else(PoisonError::into_inner);
-        known.insert(place, bad.to_string());
-        if known.len() as f64 <= self.bad_limit * self.pairs.len() as f64 {
-            return Ok(());
-        }
-        let list: Vec<String> = known.iter().take(5).map(|(place, detail)| format!("  {place}: {detail}")).collect();
-        let (count, all, percent) = (known.len(), self.pairs.len(), self.bad_limit * 100.0);
-        let reason = format!(
-            "{count} of {all} pairs cannot be used, above the limit of {percent} % (--bad-rows-limit)\n{}",
-            list.join("\n")
-        );
-        Err(Error::data(self.pairs.path(), reason))
     }
 
     fn batch(&self, read: Vec<ReadPair>, weights: Vec<f32>) -> Result<PairBatch> {
@@ -208,7 +201,7 @@ impl Source for PairSource {
                 row += 1;
                 (index, NoiseKey::new(self.seed, "judge noise").step(update).prompt(row))
             });
-            let some = self.read(keyed)?;
+            let some = self.read(keyed.collect())?;
             if !some.is_empty() {
                 read.push(some);
             }
@@ -239,9 +232,16 @@ impl Task for Preference {
     }
 
     fn loss(&self, model: &ClipModel, batch: &PairBatch, _: usize) -> Result<Tensor> {
-        let timesteps = self.noising.as_ref().map(|noising| noising.draw_timesteps(&batch.keys));
+        let side = model.config().vision.image_size;
+        let (pixels, timesteps) = match &self.noising {
+            Some(noising) => {
+                let timesteps = noising.draw_timesteps(&batch.keys);
+                (noising.view(batch, &timesteps, side)?, Some(timesteps))
+            }
+            None => (Tensor::f_cat(&batch.pictures, 0)?, None),
+        };
         let texts = model.text_features(&batch.input_ids)?;
-        let [first, second] = self.features(model, batch, timesteps.as_deref())?;
+        let [first, second] = self.features(model, &pixels, timesteps.as_deref())?;
         let on = |tensor: &Tensor| tensor.to_device(model.device());
         let (labels, weights) = (on(&batch.label_0), on(&batch.weights));
         Ok(preference([&first, &second], &texts, model.logit_scale(), &labels, &weights))
@@ -251,14 +251,15 @@ impl Task for Preference {
     fn evaluate(&self, model: &ClipModel) -> Result<Vec<(String, f64)>> {
         const NAME: &str = "heldout_pair_accuracy";
         let Some(noising) = &self.noising else {
-            return Ok(vec![(NAME.to_owned(), self.accuracy(model, None)?)]);
+            let found = self.accuracies(model, &[None])?;
+            return Ok(found.into_iter().flatten().map(|value| (NAME.to_owned(), value)).collect());
         };
         let timesteps = noising.heldout_timesteps();
-        let one = |&t: &i64| Ok((format!("{NAME}_t{t}"), self.accuracy(model, Some(t))?));
-        let mut all = timesteps.iter().map(one).collect::<Result<Vec<_>>>()?;
-        let mean = all.iter().map(|(_, value)| value).sum::<f64>() / all.len().max(1) as f64;
-        all.push((NAME.to_owned(), mean));
-        Ok(all)
+        let found = self.accuracies(model, &timesteps.iter().copied().map(Some).collect::<Vec<_>>())?;
+        let Some(found) = found else { return Ok(Vec::new()) };
+        let mean = found.iter().sum::<f64>() / found.len() as f64;
+        let each = timesteps.iter().zip(found).map(|(t, value)| (format!("{NAME}_t{t}"), value));
+        Ok(each.chain([(NAME.to_owned(), mean)]).collect())
     }
 
     fn heldout(&self) -> usize {

@@ -19,6 +19,7 @@ pub struct Preset {
     schedule: &'static str,
     warmup: u64,
     heldout_share: f64,
+    heldout_limit: usize,
 }
 
 /// PickScore's, which SPO's step-aware models inherit.
@@ -35,6 +36,7 @@ const PICKSCORE: Preset = Preset {
     schedule: "linear",
     warmup: 500,
     heldout_share: 0.01,
+    heldout_limit: 500,
 };
 
 /// Every preset.
@@ -51,6 +53,7 @@ pub const PRESETS: [Preset; 4] = [
         schedule: "cosine",
         warmup: 100,
         heldout_share: 0.05,
+        heldout_limit: 0,
     },
     PICKSCORE,
     Preset {
@@ -64,8 +67,8 @@ pub const PRESETS: [Preset; 4] = [
     Preset {
         name: "spm-sdxl",
         kind: "step-aware",
-        source: "SPO's code for SDXL, uncertain as spm-sd15; its labels are PickScore's (`seedpo pairs relabel`; there pairs \
-                 within 0.1 are ties)",
+        source: "SPO's code for SDXL, uncertain as spm-sd15; its labels are PickScore's (`seedpo pairs relabel`; SPO keeps \
+                 pairs within 0.1 as ties, `relabel` leaves equal scores out)",
         steps: 7000,
         accumulation: 4,
         lr: 1e-6,
@@ -92,6 +95,7 @@ impl Preset {
             max_grad_norm: 1.0,
             seed: 42,
             heldout_share: self.heldout_share,
+            heldout_limit: self.heldout_limit,
             part: Part { index: 1, of: 1 },
         }
     }

@@ -1,5 +1,6 @@
 //! One run, of any kind: batches in, updates out, held-out data in between, checkpoints, and a folder at the end.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,6 +8,7 @@ use std::time::Instant;
 use seedpo_model::ClipModel;
 use seedpo_pretrain::metrics::Metrics;
 use seedpo_pretrain::{Observer, StageReport};
+use seedpo_tensor::files;
 use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 
@@ -73,9 +75,11 @@ pub struct Finished {
 /// Trains, and writes the judge to `model/` of the run's folder.
 ///
 /// On a CPU with one number of threads the result depends on settings, data and start alone, resumed or not.
-/// Errors: a folder in use, another run's checkpoint; [`Error::NotFinite`], with the last checkpoint intact.
-pub fn run<T: Task>(run: &Run, task: &T, start: &Start, observer: &mut dyn Observer) -> Result<Finished> {
+/// Errors: a folder in use, another run's checkpoint, another start than it began with; [`Error::NotFinite`], with the last
+/// checkpoint intact.
+pub fn run<T: Task>(run: &Run, task: &T, start: Start, observer: &mut dyn Observer) -> Result<Finished> {
     run.settings.validate()?;
+    let tokenizer = Arc::clone(&start.tokenizer);
     let mut session = Session::begin(run, task, start)?;
     let ahead = Ahead::start(task.source(), session.state.step, run.settings.steps);
     while session.state.step < run.settings.steps {
@@ -103,7 +107,8 @@ pub fn run<T: Task>(run: &Run, task: &T, start: &Start, observer: &mut dyn Obser
         session.heldout = session.evaluate()?;
     }
     let finished = session.finished();
-    export(&finished.model, &start.config, session.state.model.parameters(), &start.tokenizer, run.storage)?;
+    let model = &session.state.model;
+    export(&finished.model, model.config(), model.parameters(), &tokenizer, run.storage)?;
     Ok(finished)
 }
 
@@ -116,10 +121,12 @@ struct Session<'a, T> {
     checkpoint: PathBuf,
     identity: Map<String, Value>,
     heldout: Vec<(String, f64)>,
+    /// Held as long as the run goes on.
+    _lock: File,
 }
 
 impl<'a, T: Task> Session<'a, T> {
-    fn begin(run: &'a Run, task: &'a T, start: &Start) -> Result<Self> {
+    fn begin(run: &'a Run, task: &'a T, start: Start) -> Result<Self> {
         let checkpoint = run.out.join("checkpoint.safetensors");
         let metrics = Metrics::at(run.out.join("metrics.jsonl"));
         let mut identity = Map::from_iter([("kind".to_owned(), Value::from(task.kind()))]);
@@ -127,12 +134,10 @@ impl<'a, T: Task> Session<'a, T> {
             identity.extend(settings);
         }
         identity.extend(run.inputs.clone());
+        identity.insert("init".to_owned(), start.fingerprint()?.into());
         let mut state = State::new(start, &run.settings)?;
         match (checkpoint.exists(), run.resume) {
-            (true, true) => {
-                state.load(&checkpoint, &identity)?;
-                metrics.rewind(task.kind(), state.step)?;
-            }
+            (true, true) => {}
             (true, false) => {
                 let reason = "this folder holds a run already; go on with --resume, or name another folder with --out";
                 return Err(Error::data(&run.out, reason));
@@ -141,30 +146,30 @@ impl<'a, T: Task> Session<'a, T> {
                 let reason = "expected the checkpoint of a run to go on with, found none; start it without --resume";
                 return Err(Error::data(&run.out, reason));
             }
-            (false, false) => {
-                std::fs::create_dir_all(&run.out).map_err(|e| seedpo_tensor::Error::io(&run.out, e))?;
-                metrics.rewind(task.kind(), 0)?;
-            }
+            (false, false) => std::fs::create_dir_all(&run.out).map_err(|e| seedpo_tensor::Error::io(&run.out, e))?,
         }
-        Ok(Self { run, task, state, metrics, checkpoint, identity, heldout: Vec::new() })
+        let busy =
+            "another process is training in this folder; wait for it, stop it, or name another folder with --out";
+        let lock = files::lock(&run.out.join(files::LOCK_FILE))?.ok_or_else(|| Error::data(&run.out, busy))?;
+        if run.resume {
+            state.load(&checkpoint, &identity)?;
+        }
+        metrics.rewind(task.kind(), state.step)?;
+        Ok(Self { run, task, state, metrics, checkpoint, identity, heldout: Vec::new(), _lock: lock })
     }
 
     fn update(&mut self, batches: Vec<<T::Source as Source>::Batch>) -> Result<StageReport> {
-        let (mut total, mut value) = (None::<Vec<Tensor>>, 0.0);
+        let (mut gradients, mut value) = (Vec::new(), 0.0);
         for batch in &batches {
             let loss = self.task.loss(&self.state.model, batch, batches.len())?;
             value += loss.double_value(&[]);
-            let gradients = self.state.gradient(&loss)?;
-            total = Some(match total {
-                None => gradients,
-                Some(sum) => sum.into_iter().zip(&gradients).map(|(a, b)| a + b).collect(),
-            });
+            self.state.add_gradient(&loss, &mut gradients)?;
         }
         let step = self.state.step + 1;
         if !value.is_finite() {
-            return Err(Error::NotFinite { step, loss: value });
+            return Err(Error::NotFinite { step, what: "loss", value });
         }
-        let (norm, lr) = self.state.update(total.unwrap_or_default(), self.task.logit_scale_limit())?;
+        let (norm, lr) = self.state.update(gradients, self.task.logit_scale_limit())?;
         let scale = self.state.model.logit_scale().double_value(&[]).exp();
         let metrics = vec![("grad_norm".to_owned(), norm), ("logit_scale".to_owned(), scale)];
         Ok(StageReport { stage: self.task.kind(), step, total: self.run.settings.steps, loss: value, lr, metrics })

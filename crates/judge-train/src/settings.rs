@@ -22,6 +22,7 @@ pub struct Part {
 impl FromStr for Part {
     type Err = String;
 
+    /// `K/N`. Errors: what was expected and found, for anything but 1 ≤ K ≤ N ≤ 1000.
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let numbers = text.split_once('/').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
         match numbers {
@@ -39,16 +40,17 @@ impl fmt::Display for Part {
 
 /// The settings that all kinds share.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Settings {
-    /// Updates.
+    /// Updates, 1 or more.
     pub steps: u64,
-    /// Examples (pairs, captioned pictures) of one pass.
+    /// Examples (pairs, captioned pictures) of one pass, 1 or more.
     pub batch: usize,
-    /// Passes whose gradients make one update.
+    /// Passes whose gradients make one update, 1 or more.
     pub accumulation: usize,
-    /// Peak learning rate.
+    /// Peak learning rate, above 0, below 1.
     pub lr: f64,
-    /// AdamW's decoupled weight decay, of all parameters.
+    /// AdamW's decoupled weight decay, of all parameters, in [0, 100).
     pub weight_decay: f64,
     /// A name of [`LrSchedule::NAMES`].
     pub schedule: String,
@@ -58,8 +60,10 @@ pub struct Settings {
     pub max_grad_norm: f64,
     /// Seed of everything that is drawn.
     pub seed: u64,
-    /// The share of prompts (or captioned pictures) that is never trained on, in [0, 1).
+    /// The share of prompts (or captioned pictures) that is never trained on, in [0, 0.9).
     pub heldout_share: f64,
+    /// Examples looked at of those held out, evenly over the dataset; 0 all.
+    pub heldout_limit: usize,
     /// What of the dataset is used.
     pub part: Part,
 }

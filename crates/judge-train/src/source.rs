@@ -48,7 +48,7 @@ impl<B: Send + 'static> Ahead<B> {
     /// Loads from update `first` up to, not with, `end`.
     pub fn start<S: Source<Batch = B> + 'static>(source: Arc<S>, first: u64, end: u64) -> Self {
         let (sender, loaded) = sync_channel(1);
-        // It ends when all is loaded, or when nobody listens any more.
+        // It ends when all is loaded, or when nobody listens any more. Pictures are decoded on rayon's threads.
         std::thread::spawn(move || {
             tch::set_num_threads(1);
             for update in first..end {

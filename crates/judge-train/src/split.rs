@@ -15,17 +15,27 @@ pub struct Split {
 }
 
 impl Split {
-    /// Splits examples by the names of their groups. `what` is what an example is called in errors.
+    /// Splits examples by the names of their groups; of those held out only such that are `useful` to look at are kept, and at
+    /// most as many as the settings say. `what` is what an example is called in errors.
     ///
     /// Errors: [`Error::Setting`] where a side is empty that should not be.
-    pub fn new<'g>(groups: impl Iterator<Item = &'g str>, settings: &Settings, what: &str) -> Result<Self> {
+    pub fn new<'g>(
+        groups: impl Iterator<Item = &'g str>,
+        useful: impl Fn(usize) -> bool,
+        settings: &Settings,
+        what: &str,
+    ) -> Result<Self> {
         let mut split = Self { train: Vec::new(), heldout: Vec::new() };
         for (index, group) in groups.enumerate() {
             if part_of(group, settings.part.of) != settings.part.index {
                 continue;
             }
             let held = fraction("held out", settings.seed, group) < settings.heldout_share;
-            if held { split.heldout.push(index) } else { split.train.push(index) }
+            match held {
+                true if useful(index) => split.heldout.push(index),
+                true => {}
+                false => split.train.push(index),
+            }
         }
         let (share, part) = (settings.heldout_share, settings.part);
         if split.train.is_empty() {
@@ -34,6 +44,10 @@ impl Split {
         if split.heldout.is_empty() && share > 0.0 {
             let found = format!("{share}, which leaves none of {} {what} of part {part}", split.train.len());
             return Err(Error::setting("heldout-share", "a share that holds at least one out, or 0", found));
+        }
+        let (all, limit) = (split.heldout.len(), settings.heldout_limit);
+        if limit > 0 && limit < all {
+            split.heldout = (0..limit).map(|place| split.heldout[place * all / limit]).collect();
         }
         Ok(split)
     }
@@ -60,14 +74,14 @@ mod tests {
 
     fn settings(seed: u64, heldout_share: f64, part: &str) -> Settings {
         let preset = Preset::find("preference", None).unwrap().settings();
-        Settings { seed, heldout_share, part: part.parse().unwrap(), ..preset }
+        Settings { seed, heldout_share, heldout_limit: 0, part: part.parse().unwrap(), ..preset }
     }
 
     #[test]
     fn groups_stay_together_and_parts_share_none() {
         let names: Vec<String> = (0..3000).map(|i| format!("prompt {}", i % 1000)).collect();
         let split = |seed, share, part| {
-            Split::new(names.iter().map(String::as_str), &settings(seed, share, part), "pairs").unwrap()
+            Split::new(names.iter().map(String::as_str), |_| true, &settings(seed, share, part), "pairs").unwrap()
         };
         let groups = |indices: &[usize]| indices.iter().map(|&i| names[i].as_str()).collect::<HashSet<_>>();
         let whole = split(1, 0.1, "1/1");
@@ -76,6 +90,15 @@ mod tests {
         // Three standard deviations of 1,000 draws at 0.1.
         assert!((groups(&whole.heldout).len() as f64 - 100.0).abs() < 30.0);
         assert_ne!(whole, split(2, 0.1, "1/1"));
+        let few = Split::new(
+            names.iter().map(String::as_str),
+            |index| index % 2 == 0,
+            &Settings { heldout_limit: 20, ..settings(1, 0.1, "1/1") },
+            "pairs",
+        );
+        let few = few.unwrap();
+        assert_eq!((few.heldout.len(), &few.train), (20, &whole.train));
+        assert!(few.heldout.iter().all(|index| index % 2 == 0 && whole.heldout.contains(index)));
         let halves = ["1/2", "2/2"].map(|part| split(part.len() as u64, 0.0, part));
         assert!(groups(&halves[0].train).is_disjoint(&groups(&halves[1].train)));
         assert_eq!(halves[0].train.len() + halves[1].train.len(), 3000);
@@ -83,7 +106,7 @@ mod tests {
 
     #[test]
     fn an_empty_side_is_refused() {
-        let one = |share| Split::new(["x"].into_iter(), &settings(1, share, "1/1"), "pairs");
+        let one = |share| Split::new(["x"].into_iter(), |_| true, &settings(1, share, "1/1"), "pairs");
         assert!(one(0.0).is_ok());
         assert!(one(1e-9).unwrap_err().to_string().contains("heldout-share"));
         for text in ["0/2", "3/2", "x", "1"] {

@@ -7,16 +7,17 @@ use std::sync::Arc;
 use seedpo_judge::{JudgeOptions, load_clip};
 use seedpo_model::{Activation, ClipConfig, ClipModel, ClipTokenizer, TextConfig, VisionConfig};
 use seedpo_tensor::Params;
+use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use crate::{Error, Result};
+use crate::{Error, Result, export};
 
-/// The sizes of a CLIP from nothing.
+/// The sizes of a CLIP from nothing. A tower's width is a multiple of its heads.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sizes {
     /// Side of the pictures, in pixels.
     pub image_size: i64,
-    /// Side of a patch.
+    /// Side of a patch, which divides that of the pictures.
     pub patch_size: i64,
     /// Width, layers and heads of the vision tower.
     pub vision: [i64; 3],
@@ -98,6 +99,21 @@ impl Start {
             self.config.time_conditioned = true;
         }
         Ok(self)
+    }
+
+    /// SHA-256 of sizes, parameters and the tokenizer's files, in hexadecimal: whether a run resumes from the same start.
+    pub(crate) fn fingerprint(&self) -> Result<String> {
+        let mut digest = Sha256::new().chain_update(self.config.to_json().to_string());
+        for (name, tensor) in &self.parameters {
+            let bytes = tensor.f_to_device(Device::Cpu)?.f_contiguous()?.f_view([-1])?.f_view_dtype(Kind::Uint8)?;
+            digest.update(name);
+            digest.update(Vec::<u8>::try_from(bytes)?);
+        }
+        for (name, path) in export::tokenizer_files(&self.tokenizer) {
+            digest.update(name);
+            digest.update(std::fs::read(&path).map_err(|e| seedpo_tensor::Error::io(&path, e))?);
+        }
+        Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// The same for the other kinds. Errors: [`Error::Data`] for a step-aware model.

@@ -27,15 +27,16 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub fn new(start: &Start, settings: &Settings) -> Result<Self> {
+    /// Takes the parameters over: they are what training changes.
+    pub fn new(start: Start, settings: &Settings) -> Result<Self> {
         let device = start.parameters.values().next().map_or(tch::Device::Cpu, Tensor::device);
-        let own = |(name, tensor): (&String, &Tensor)| {
-            (name.clone(), tensor.detach().to_kind(Kind::Float).copy().set_requires_grad(true))
+        let own = |(name, tensor): (String, Tensor)| {
+            (name, tensor.detach().to_kind(Kind::Float).contiguous().set_requires_grad(true))
         };
-        let named: Vec<(String, Tensor)> = start.parameters.iter().map(own).collect();
+        let named: Vec<(String, Tensor)> = start.parameters.into_iter().map(own).collect();
         let map = named.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
-        let origin = start.origin.clone().unwrap_or_else(|| "(weights in training)".into());
-        let model = ClipModel::new(start.config.clone(), Params::from_tensors(origin, map, device, Kind::Float))?;
+        let origin = start.origin.unwrap_or_else(|| "(weights in training)".into());
+        let model = ClipModel::new(start.config, Params::from_tensors(origin, map, device, Kind::Float))?;
         let leaves = named.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
         Ok(Self {
             model,
@@ -48,16 +49,28 @@ impl State {
         })
     }
 
-    /// The gradient of a loss, in the order of the parameters.
-    pub fn gradient(&self, loss: &Tensor) -> Result<Vec<Tensor>> {
+    /// Adds the gradient of a loss to `sum`, in the order of the parameters; to nothing where it is empty.
+    pub fn add_gradient(&self, loss: &Tensor, sum: &mut Vec<Tensor>) -> Result<()> {
         let gradients = Tensor::f_run_backward(&[loss], &self.leaves, false, false)?;
-        let whole = |(gradient, leaf): (Tensor, &Tensor)| if gradient.defined() { gradient } else { leaf.zeros_like() };
-        Ok(gradients.into_iter().zip(&self.leaves).map(whole).collect())
+        if sum.is_empty() {
+            let whole =
+                |(gradient, leaf): (Tensor, &Tensor)| if gradient.defined() { gradient } else { leaf.zeros_like() };
+            *sum = gradients.into_iter().zip(&self.leaves).map(whole).collect();
+            return Ok(());
+        }
+        for (sum, gradient) in sum.iter_mut().zip(gradients).filter(|(_, gradient)| gradient.defined()) {
+            let _ = sum.f_add_(&gradient)?;
+        }
+        Ok(())
     }
 
-    /// One update; the gradient's norm before clipping and the learning rate.
+    /// One update; the gradient's norm before clipping and the learning rate. Errors: [`Error::NotFinite`] for a norm
+    /// that is no number, with nothing changed.
     pub fn update(&mut self, mut gradients: Vec<Tensor>, logit_scale_limit: Option<f64>) -> Result<(f64, f64)> {
         let norm = clip_grad_norm(&mut gradients, self.max_grad_norm)?;
+        if !norm.is_finite() {
+            return Err(Error::NotFinite { step: self.step + 1, what: "gradient's norm", value: norm });
+        }
         let lr = self.lr * self.schedule.factor(self.step);
         self.optimizer.step(&gradients, lr)?;
         if let Some(limit) = logit_scale_limit {

@@ -4,7 +4,7 @@
 //! larger and more saturated subject. Chromas within [`TIE`] of each other are ties.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use image::imageops::{self, FilterType};
 use image::{Rgb, RgbImage};
@@ -46,11 +46,13 @@ pub fn write_pairs(folder: &Path, emoji: &EmojiCaptions, seed: u64) -> Result<Wr
     if folder.exists() {
         return Err(Error::data(folder, "expected a folder that is not there yet, found one; it is not overwritten"));
     }
-    let images = folder.join("images");
+    // The folder appears when it is whole.
+    let temporary = Temporary::beside(folder);
+    let images = temporary.0.join("images");
     fs::create_dir_all(&images).map_err(|e| TensorError::io(&images, e))?;
     let mut chromas = Vec::with_capacity(emoji.len());
     for index in 0..emoji.len() {
-        let picture = emoji.picture(index)?;
+        let picture = emoji.picture(index).map_err(|bad| Error::data(folder, bad.to_string()))?;
         let one = |variant: usize| -> Result<f64> {
             let key = NoiseKey::new(seed, "synthetic look").prompt(index as u64).candidate(variant as u64);
             let varied = vary(&picture, key);
@@ -76,8 +78,25 @@ pub fn write_pairs(folder: &Path, emoji: &EmojiCaptions, seed: u64) -> Result<Wr
             list.add(index, (other, variant), second);
         }
     }
-    write_atomic(&folder.join("pairs.jsonl"), list.lines.as_bytes())?;
+    write_atomic(&temporary.0.join("pairs.jsonl"), list.lines.as_bytes())?;
+    fs::rename(&temporary.0, folder).map_err(|e| TensorError::io(folder, e))?;
     Ok(list.written)
+}
+
+/// A folder that is gone unless it gets its name.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn beside(folder: &Path) -> Self {
+        let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Self(folder.with_file_name(format!(".{name}.{}.tmp", std::process::id())))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 /// The list under way.

@@ -11,7 +11,7 @@ use seedpo_judge_train::{
 };
 use seedpo_model::{ClipTokenizer, DiffusionModel, LoadOptions};
 use seedpo_pretrain::{Observer, Silent, StageReport};
-use seedpo_tensor::{Device, Kind, Tensor, WeightFile};
+use seedpo_tensor::{Device, Kind, Tensor, WeightFile, files};
 
 const SIZES: Sizes = Sizes { image_size: 32, patch_size: 16, vision: [16, 2, 2], text: [16, 1, 2], projection: 16 };
 
@@ -26,12 +26,15 @@ fn emoji() -> EmojiCaptions {
 fn settings(kind: &str) -> Settings {
     seedpo_tensor::tch::set_num_threads(1);
     let preset = Preset::find(kind, None).unwrap().settings();
-    Settings { steps: 5, batch: 3, accumulation: 2, lr: 1e-3, warmup: 1, seed: 3, heldout_share: 0.3, ..preset }
+    Settings { steps: 5, batch: 3, accumulation: 2, lr: 1e-3, warmup: 1, seed: 3, heldout_share: 0.5, ..preset }
 }
 
 fn fresh() -> Start {
-    let tokenizer = ClipTokenizer::from_folder(&root().join("assets/emoji-sd")).unwrap();
-    Start::fresh(&SIZES, tokenizer, 1, Device::Cpu).unwrap()
+    Start::fresh(&SIZES, tokenizer_of_emoji(), 1, Device::Cpu).unwrap()
+}
+
+fn tokenizer_of_emoji() -> ClipTokenizer {
+    ClipTokenizer::from_folder(&root().join("assets/emoji-sd")).unwrap()
 }
 
 fn run_in(out: PathBuf, settings: Settings) -> Run {
@@ -54,16 +57,16 @@ impl Observer for StopAt {
 }
 
 /// A run as a whole and one stopped twice end with the same bytes; the trained folder.
-fn resumes(kind: &str, task: &impl Task, start: &Start, scratch: &Path) -> Finished {
+fn resumes(kind: &str, task: &impl Task, start: &dyn Fn() -> Start, scratch: &Path) -> Finished {
     let whole = run_in(scratch.join("whole"), settings(kind));
-    let finished = run(&whole, task, start, &mut Silent).unwrap();
+    let finished = run(&whole, task, start(), &mut Silent).unwrap();
     assert_eq!(finished.step, 5);
     let mut broken = run_in(scratch.join("broken"), settings(kind));
     for stop in [1, 4] {
-        assert_eq!(run(&broken, task, start, &mut StopAt(stop, false)).unwrap().step, stop);
+        assert_eq!(run(&broken, task, start(), &mut StopAt(stop, false)).unwrap().step, stop);
         broken.resume = true;
     }
-    let resumed = run(&broken, task, start, &mut Silent).unwrap();
+    let resumed = run(&broken, task, start(), &mut Silent).unwrap();
     let weights = |finished: &Finished| std::fs::read(finished.model.join("model.safetensors")).unwrap();
     assert!(weights(&finished) == weights(&resumed), "whole and resumed run differ");
     assert_eq!(finished.heldout, resumed.heldout);
@@ -89,16 +92,17 @@ fn a_clip_and_a_preference_model_from_it() {
     let tokenizer = Arc::clone(&start.tokenizer);
     let crop = Crop { least_area: 0.5 };
     let task = Contrastive::new(Box::new(emoji()), tokenizer, 32, crop, &settings("clip")).unwrap();
-    let clip = resumes("clip", &task, &start, &scratch.path().join("clip"));
+    let clip = resumes("clip", &task, &fresh, &scratch.path().join("clip"));
     assert_eq!(clip.heldout.len(), 3);
 
-    let start = Start::load(&clip.model, Device::Cpu).unwrap().plain().unwrap();
+    let from_clip = || Start::load(&clip.model, Device::Cpu).unwrap().plain().unwrap();
+    let start = from_clip();
     let pairs = pairs(scratch.path());
     let task = |limit| {
         let settings = settings("preference");
         Preference::new(Arc::clone(&pairs), Arc::clone(&start.tokenizer), 32, None, &settings, limit)
     };
-    let finished = resumes("preference", &task(0.0).unwrap(), &start, &scratch.path().join("preference"));
+    let finished = resumes("preference", &task(0.0).unwrap(), &from_clip, &scratch.path().join("preference"));
     let accuracy = finished.heldout[0].1;
     assert!((0.0..=1.0).contains(&accuracy) && finished.heldout[0].0 == "heldout_pair_accuracy");
     let judge = load("pickscore", std::slice::from_ref(&finished.model), &JudgeOptions::default()).unwrap();
@@ -112,9 +116,13 @@ fn a_clip_and_a_preference_model_from_it() {
     let gone = pairs.file(pairs.pair(0).winner).unwrap().to_path_buf();
     std::fs::remove_file(&gone).unwrap();
     let out = scratch.path().join("gone");
-    run(&run_in(out.clone(), settings("preference")), &task(0.5).unwrap(), &start, &mut Silent).unwrap();
-    let error =
-        run(&run_in(scratch.path().join("strict"), settings("preference")), &task(0.0).unwrap(), &start, &mut Silent);
+    run(&run_in(out.clone(), settings("preference")), &task(0.5).unwrap(), from_clip(), &mut Silent).unwrap();
+    let error = run(
+        &run_in(scratch.path().join("strict"), settings("preference")),
+        &task(0.0).unwrap(),
+        from_clip(),
+        &mut Silent,
+    );
     let message = error.unwrap_err().to_string();
     assert!(message.contains(gone.file_name().unwrap().to_str().unwrap()) && message.contains("limit"), "{message}");
 }
@@ -124,11 +132,12 @@ fn a_step_aware_model() {
     let scratch = tempfile::tempdir().unwrap();
     let model = DiffusionModel::load(&root().join("assets/emoji-sd"), &LoadOptions::default()).unwrap();
     let noising = Noising::new(model, 5.0, 64).unwrap();
-    let start = fresh().step_aware(3).unwrap();
+    let fresh = || fresh().step_aware(3).unwrap();
+    let start = fresh();
     let tokenizer = Arc::clone(&start.tokenizer);
     let task =
         Preference::new(pairs(scratch.path()), tokenizer, 32, Some(noising), &settings("step-aware"), 0.0).unwrap();
-    let finished = resumes("step-aware", &task, &start, &scratch.path().join("run"));
+    let finished = resumes("step-aware", &task, &fresh, &scratch.path().join("run"));
     let names: Vec<&str> = finished.heldout.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names.len(), 6);
     assert_eq!((names[1], names[5]), ("heldout_pair_accuracy_t251", "heldout_pair_accuracy"));
@@ -150,6 +159,24 @@ fn a_fresh_conditioning_changes_nothing() {
     assert!(plain.parameters.iter().all(|(name, tensor)| timed.parameters[name].equal(tensor)));
 }
 
+/// A gradient that is no number is not applied, and nothing is written from it.
+#[test]
+fn a_gradient_that_is_no_number_ends_the_run() {
+    let scratch = tempfile::tempdir().unwrap();
+    let start = fresh();
+    let crop = Crop { least_area: 1.0 };
+    let task = Contrastive::new(Box::new(emoji()), Arc::clone(&start.tokenizer), 32, crop, &settings("clip")).unwrap();
+    // Features of length 0: the loss is a number, its gradient is none.
+    let parameters = start.parameters.iter().map(|(name, tensor)| {
+        (name.clone(), if name.contains("visual_projection") { tensor.zeros_like() } else { tensor.shallow_clone() })
+    });
+    let spoilt = Start { parameters: parameters.collect(), ..fresh() };
+    let one = run_in(scratch.path().join("one"), settings("clip"));
+    let error = run(&one, &task, spoilt, &mut Silent).unwrap_err().to_string();
+    assert!(error.contains("gradient's norm of update 1 is NaN") && error.contains("lower --lr"), "{error}");
+    assert!(!one.out.join("checkpoint.safetensors").exists());
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     let scratch = tempfile::tempdir().unwrap();
@@ -157,13 +184,13 @@ fn what_does_not_fit_is_refused() {
     let tokenizer = || Arc::clone(&start.tokenizer);
     let crop = Crop { least_area: 1.0 };
     let task = Contrastive::new(Box::new(emoji()), tokenizer(), 32, crop, &settings("clip")).unwrap();
-    let message = |run_: &Run| run(run_, &task, &start, &mut Silent).unwrap_err().to_string();
+    let message = |run_: &Run| run(run_, &task, fresh(), &mut Silent).unwrap_err().to_string();
     let mut one = run_in(scratch.path().join("one"), settings("clip"));
     one.resume = true;
     assert!(message(&one).contains("found none"));
     assert!(!one.out.exists());
     one.resume = false;
-    run(&one, &task, &start, &mut Silent).unwrap();
+    run(&one, &task, fresh(), &mut Silent).unwrap();
     assert!(message(&one).contains("holds a run already"));
     one.resume = true;
     one.settings.lr = 2e-3;
@@ -172,6 +199,12 @@ fn what_does_not_fit_is_refused() {
     one.settings = settings("clip");
     one.inputs.insert("data".into(), "others".into());
     assert!(message(&one).contains("`data`"));
+    one.inputs = run_in(one.out.clone(), settings("clip")).inputs;
+    let other = Start::fresh(&SIZES, tokenizer_of_emoji(), 2, Device::Cpu).unwrap();
+    let other = run(&one, &task, other, &mut Silent).unwrap_err().to_string();
+    assert!(other.contains("`init`"), "other weights to start from: {other}");
+    let _held = files::lock(&one.out.join(files::LOCK_FILE)).unwrap().unwrap();
+    assert!(message(&one).contains("another process"));
 
     let wrong = |change: &dyn Fn(&mut Settings)| {
         let mut settings = settings("clip");
@@ -184,6 +217,9 @@ fn what_does_not_fit_is_refused() {
     assert!(wrong(&|s| s.schedule = "cosin".into()).contains("cosine"));
     let single = Settings { batch: 1, ..settings("clip") };
     assert!(Contrastive::new(Box::new(emoji()), tokenizer(), 32, crop, &single).is_err());
+    let alone = Settings { heldout_limit: 1, ..settings("clip") };
+    let error = Contrastive::new(Box::new(emoji()), tokenizer(), 32, crop, &alone).err().unwrap().to_string();
+    assert!(error.contains("which is one"), "{error}");
     let folder = scratch.path().join("empty");
     std::fs::create_dir(&folder).unwrap();
     assert!(load_clip(&folder, &JudgeOptions::default()).unwrap_err().to_string().contains("no weight file"));

@@ -142,11 +142,11 @@ impl Judge for ClipJudge {
     }
 }
 
-/// f32 rows of length 1.
-pub(crate) fn normalised(features: &Tensor) -> Tensor {
+/// f32 rows of length 1; rows of zeros stay.
+pub fn normalised(features: &Tensor) -> Tensor {
     let features = features.to_kind(Kind::Float);
     let norm = features.square().sum_dim_intlist(-1, true, None).sqrt();
-    // F.normalize's guard: a row of zeros stays.
+    // F.normalize's guard.
     features / norm.clamp_min(1e-12)
 }
 

@@ -33,6 +33,12 @@ impl ImageBatch {
         Ok(Self { pixels, count: count as usize, width: width as usize, height: height as usize })
     }
 
+    /// One decoded picture of at least one pixel.
+    pub fn from_rgb(picture: &image::RgbImage) -> Self {
+        let (width, height) = (picture.width() as usize, picture.height() as usize);
+        Self { pixels: picture.as_raw().clone(), count: 1, width, height }
+    }
+
     /// A digest of each image, its size included: what it is known by in caches.
     pub(crate) fn digests(&self) -> Vec<[u8; 32]> {
         let size = [self.width, self.height].map(|edge| (edge as u64).to_le_bytes()).concat();

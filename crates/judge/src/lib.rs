@@ -38,7 +38,7 @@ pub use aesthetic::AestheticHead;
 pub use background::{BackgroundJudge, Job, Pending, Pictures};
 pub use catalogue::{HubFile, JudgeInfo, info, names};
 pub use chroma::{Chroma, chroma};
-pub use clip_judge::{ClipFormula, ClipJudge};
+pub use clip_judge::{ClipFormula, ClipJudge, normalised};
 pub use colourfulness::{Colourfulness, colourfulness};
 pub use ensemble::{Ensemble, Member, Rule, Statistics};
 pub use error::{Error, Result};

@@ -60,6 +60,19 @@ pub fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
     renamed.map_err(|e| Error::io(to, e))
 }
 
+/// The name of the file that a run's folder is locked by.
+pub const LOCK_FILE: &str = "run.lock";
+
+/// Locks the file `path`, made where it is not there, for as long as the result lives; a killed process holds nothing.
+/// `None` where another process holds it. On a file system without locks nothing is locked. Errors: [`Error::Io`].
+pub fn lock(path: &Path) -> Result<Option<File>> {
+    let file = fs::OpenOptions::new().create(true).append(true).open(path).map_err(|e| Error::io(path, e))?;
+    Ok(match file.try_lock() {
+        Err(fs::TryLockError::WouldBlock) => None,
+        Ok(()) | Err(fs::TryLockError::Error(_)) => Some(file),
+    })
+}
+
 /// Makes a rename in `folder` last through a power cut, where the system lets folders be synced.
 pub fn sync_folder(folder: &Path) {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
@@ -112,6 +125,17 @@ mod tests {
         link_or_copy(&from, &to).unwrap();
         assert_eq!(fs::read(to.join("c/new")).unwrap(), b"newer");
         assert!(link_or_copy(&from.join("none"), &to.join("none")).is_err());
+    }
+
+    #[test]
+    fn a_lock_is_held_by_one_and_let_go_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.lock");
+        let held = lock(&path).unwrap();
+        assert!(held.is_some() && lock(&path).unwrap().is_none());
+        drop(held);
+        assert!(lock(&path).unwrap().is_some());
+        assert!(lock(&folder.path().join("missing/run.lock")).is_err());
     }
 
     #[test]

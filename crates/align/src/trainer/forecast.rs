@@ -9,8 +9,8 @@ use seedpo_tensor::memory::{capacity_bytes, peak_rss_bytes, settled_rss_bytes};
 
 /// Seconds up to which a pass is short.
 const SHORT: f64 = 0.15;
-/// Seconds from which a pass is long.
-const LONG: f64 = 1.0;
+/// Seconds from which a pass is long: set-up is nothing beside it, and a start should not wait for a second one.
+const LONG: f64 = 0.5;
 
 /// How many latents, pictures and pairs a run takes at once, and how often.
 struct Plan {
@@ -27,7 +27,7 @@ struct Plan {
 
 impl Trainer<'_> {
     /// What this run will take. With `full` (`seedpo train --dry-run`) each piece runs with as many rows as the run uses
-    /// at once, unless that would not fit; else with two rows at most, and the rest is computed.
+    /// at once, unless that would not fit; else with two rows at most, one where that takes long, and the rest is computed.
     ///
     /// Errors: those of the pieces.
     pub fn forecast(&mut self, full: bool) -> Result<Forecast> {
@@ -77,8 +77,8 @@ impl Trainer<'_> {
         // The first pass pays for set-up, and shows whether more would fit.
         let first = self.measure(bench, piece, 1, on)?;
         let fits = capacity.is_none_or(|bytes| first.scaled(rows, None, at_rest).peak <= bytes);
-        let count = if full && fits { rows } else { rows.min(if fits { 2 } else { 1 }) };
-        // Set-up is nothing beside a long pass of as many rows.
+        let few = if fits && first.seconds < LONG { 2 } else { 1 };
+        let count = if full && fits { rows } else { rows.min(few) };
         let mut second =
             if count == 1 && first.seconds > LONG { first } else { self.measure(bench, piece, count, on)? };
         // A short pass is timed better by the fastest of three.

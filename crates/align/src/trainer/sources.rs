@@ -78,9 +78,9 @@ impl Trainer<'_> {
 
 /// What a pair's pictures are said to be in this pass.
 fn caption<'p>(pairs: &'p seedpo_data::Pairs, slot: &Slot, seed: u64) -> &'p str {
-    let prompt = pairs.pair(slot.prompt).prompt;
-    match pairs.captions(prompt) {
-        [] => prompt,
+    let pair = pairs.pair(slot.prompt);
+    match pair.captions {
+        [] => pair.prompt,
         captions => {
             let key = NoiseKey::new(seed, "caption").epoch(slot.pass).prompt(slot.prompt as u64);
             &captions[key.below(captions.len())]

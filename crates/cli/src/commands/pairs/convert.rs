@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use seedpo_data::{JudgedPair, PairWriter, Pairs, Report};
-use serde_json::Map;
 
 use super::Source;
 use crate::context::Context;
@@ -29,11 +28,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
         if interrupt::requested() {
             return Ok(Outcome::Interrupted);
         }
-        let pair = pairs.pair(index);
-        sink.add(
-            index,
-            &JudgedPair { prompt: pair.prompt, winner: pair.winner, loser: pair.loser, notes: Map::new() },
-        )?;
+        sink.add(index, &pairs.pair(index).into())?;
         progress.advance(1);
     }
     progress.finish();
@@ -63,12 +58,7 @@ impl<'a> Sink<'a> {
 
     /// Counts a bad pair. Errors: there are more than the limit allows.
     pub fn bad(&mut self, index: usize, bad: seedpo_data::BadRow) -> Result<()> {
-        let detail = format!("{}: {}", bad.place, bad.detail);
-        self.report.add_bad(seedpo_data::BadRow { place: self.pairs.place(index), detail, ..bad });
-        if self.report.exceeds(self.limit) {
-            return Err(seedpo_data::Error::too_many_bad(self.pairs.path(), &self.report, self.limit).into());
-        }
-        Ok(())
+        Ok(self.pairs.pass_over(index, bad, &mut self.report, self.limit)?)
     }
 
     pub fn finish(self, target: &std::path::Path, context: &Context) -> Result<()> {

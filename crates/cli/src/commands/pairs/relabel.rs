@@ -149,5 +149,5 @@ fn judged<'a>(pair: &Pair<'a>, turned: bool, judges: &[Column], scores: [&Vec<f6
     let of = |i: usize| json!([scores[0][i], scores[1][i]]);
     let by_judge: Map<_, _> = judges.iter().enumerate().map(|(i, column)| (column.name.clone(), of(i))).collect();
     let notes = Map::from_iter([("winner_and_loser_scores".to_owned(), by_judge.into())]);
-    JudgedPair { prompt: pair.prompt, winner, loser: Some(loser), notes }
+    JudgedPair { winner, loser: Some(loser), notes, ..(*pair).into() }
 }

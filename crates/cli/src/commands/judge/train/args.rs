@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use seedpo_judge_train::{PRESETS, Part, Preset, Settings};
+use seedpo_tensor::Kind;
+
+use crate::context::parse_dtype;
 
 #[derive(clap::Subcommand, Debug)]
 pub enum KindArgs {
@@ -65,6 +68,10 @@ pub struct Common {
     /// The share of prompts (or captioned pictures) that is never trained on, 0 to 0.9 [default: the preset's].
     #[arg(long, value_name = "SHARE")]
     pub heldout_share: Option<f64>,
+
+    /// Held-out pairs or pictures looked at, evenly over the dataset; 0 all [default: the preset's].
+    #[arg(long, value_name = "N")]
+    pub heldout_limit: Option<usize>,
 
     /// Use part K of N of the dataset's prompts alone: judges of other parts share no prompt with it [default: 1/1].
     #[arg(long, value_name = "K/N")]
@@ -204,9 +211,17 @@ impl Common {
             max_grad_norm: self.max_grad_norm.unwrap_or(base.max_grad_norm),
             seed: self.seed.unwrap_or(base.seed),
             heldout_share: self.heldout_share.unwrap_or(base.heldout_share),
+            heldout_limit: self.heldout_limit.unwrap_or(base.heldout_limit),
             part: self.part.unwrap_or(base.part),
         };
         settings.validate()?;
         Ok(settings)
+    }
+
+    /// The number type of the judge's weights. Errors: `--save-dtype` is none.
+    pub fn storage(&self) -> Result<Kind> {
+        parse_dtype(&self.save_dtype)
+            .context("--save-dtype")?
+            .context("--save-dtype: expected f32, bf16 or f16, found auto")
     }
 }

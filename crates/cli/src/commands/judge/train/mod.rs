@@ -5,19 +5,20 @@ mod args;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
+use seedpo_align::run_dir::hash_model;
 use seedpo_data::{Options, Pairs, fingerprint};
 use seedpo_judge_train::{
     Captions, Contrastive, Crop, EmojiCaptions, FileCaptions, Noising, Preference, Run, Settings, Sizes, Start, Task,
 };
 use seedpo_model::{ClipDialect, ClipTokenizer, DiffusionModel};
-use seedpo_tensor::{Device, Kind};
+use seedpo_tensor::Device;
 use serde_json::{Map, Value};
 
 use args::{ClipArgs, Common, KindArgs, PairArgs, StepAwareArgs};
 
 use crate::commands::pretrain::Shown;
-use crate::context::Context;
+use crate::context::{Context, kind_name};
 use crate::failure::Outcome;
 use crate::{hub, models, output};
 
@@ -46,7 +47,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
         KindArgs::Clip(args) => clip(args, context),
         KindArgs::Preference(args) => {
             let device = context.device()?;
-            let settings = args.common.settings("preference")?;
+            let (settings, _) = (args.common.settings("preference")?, args.common.storage()?);
             let start = start(&args.pairs.init, device, context)?.plain()?;
             pairs(&args.pairs, &args.common, settings, start, None, Map::new(), context)
         }
@@ -55,7 +56,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
 }
 
 fn clip(args: &ClipArgs, context: &Context) -> Result<Outcome> {
-    let (device, settings) = (context.device()?, args.common.settings("clip")?);
+    let (device, settings, _) = (context.device()?, args.common.settings("clip")?, args.common.storage()?);
     ensure!(
         args.crop_area > 0.0 && args.crop_area <= 1.0,
         "--crop-area: expected above 0, at most 1, found {}",
@@ -92,21 +93,26 @@ fn clip(args: &ClipArgs, context: &Context) -> Result<Outcome> {
         ("crop-area".to_owned(), Value::from(args.crop_area)),
     ]);
     let task = Contrastive::new(captions, Arc::clone(&start.tokenizer), side, crop, &settings)?;
-    args.common.train(&task, &start, settings, inputs, context)
+    args.common.train(&task, start, settings, inputs, context)
 }
 
 fn step_aware(args: &StepAwareArgs, context: &Context) -> Result<Outcome> {
-    let (device, settings) = (context.device()?, args.common.settings("step-aware")?);
+    let (device, settings, _) = (context.device()?, args.common.settings("step-aware")?, args.common.storage()?);
     let start = start(&args.pairs.init, device, context)?.step_aware(settings.seed)?;
     let folder = models::find(args.model.as_deref(), context)?;
     context.note(&format!("loading {}", folder.display()));
-    let model = DiffusionModel::load(&folder, &context.load_options(device)?).context("--model")?;
+    let options = context.load_options(device)?;
+    let model = DiffusionModel::load(&folder, &options).context("--model")?;
     let resolution = args.resolution.unwrap_or(models::native_size(&model).0);
-    let inputs = Map::from_iter([
-        ("model".to_owned(), Value::from(fingerprint(&folder)?)),
+    let mut inputs = Map::from_iter([
+        ("dtype".to_owned(), Value::from(kind_name(options.kind))),
+        ("vae-dtype".to_owned(), Value::from(kind_name(options.vae_kind))),
+        ("prediction-type".to_owned(), serde_json::to_value(model.schedule.prediction_type)?),
         ("guidance-scale".to_owned(), Value::from(args.guidance_scale)),
         ("resolution".to_owned(), Value::from(resolution)),
     ]);
+    let hashes = hash_model(&folder, options.variant.as_deref(), options.tokenizer.as_deref())?;
+    inputs.extend(hashes.into_iter().map(|(name, hash)| (format!("model {name}"), Value::from(hash))));
     let noising = Noising::new(model, args.guidance_scale, resolution)?;
     pairs(&args.pairs, &args.common, settings, start, Some(noising), inputs, context)
 }
@@ -130,24 +136,19 @@ fn pairs(
     inputs.insert("pairs-generator".to_owned(), Value::from(args.pairs_generator.clone()));
     let (tokenizer, side) = (Arc::clone(&start.tokenizer), start.config.vision.image_size);
     let task = Preference::new(Arc::new(pairs), tokenizer, side, noising, &settings, bad_rows_limit)?;
-    common.train(&task, &start, settings, inputs, context)
+    common.train(&task, start, settings, inputs, context)
 }
 
 impl Common {
     fn train<T: Task>(
         &self,
         task: &T,
-        start: &Start,
+        start: Start,
         settings: Settings,
         inputs: Map<String, Value>,
         context: &Context,
     ) -> Result<Outcome> {
-        let storage = match self.save_dtype.as_str() {
-            "f32" => Kind::Float,
-            "bf16" => Kind::BFloat16,
-            "f16" => Kind::Half,
-            other => bail!("--save-dtype: expected f32, bf16 or f16, found `{other}`"),
-        };
+        let storage = self.storage()?;
         let kind = task.kind();
         let out = self.out.clone().unwrap_or_else(|| PathBuf::from(format!("runs/judge-{kind}")));
         let parameters: usize = start.parameters.values().map(|tensor| tensor.numel()).sum();
