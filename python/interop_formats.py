@@ -26,6 +26,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.utils.logging import disable_progress_bar
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar as disable_transformers_bar
@@ -155,6 +156,19 @@ def kohya_of(path, unet, block_names):
     return written
 
 
+def check_network_adapter(seedpo, scratch, name, folder, pipeline, x):
+    """What `save_lora_adapter` writes of the U-Net alone: no `unet.` in its keys, nor in its metadata."""
+    unet, place = pipeline.unet, scratch / f"{name}-network"
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules=["to_q", "to_v"]))
+    unet.save_lora_adapter(place)
+    with torch.no_grad():
+        expected = x.unet(pipeline)(x.latents, x.timestep, x.embeds).sample
+    unet.delete_adapters("default")
+    settings = {"adapter": str(place / "pytorch_lora_weights.safetensors")}
+    out = seedpo.probe(folder, "unet", settings, latents=x.latents, timestep=x.timestep, **x.prompt)
+    record(name, "save_lora_adapter's file: noise_pred", off(out["noise_pred"], expected), FORWARD)
+
+
 def check_adapters(binary, scratch, name, folder, pipeline, x):
     """Adapters to and from kohya's layout, and merged."""
     seedpo = Seedpo(binary, scratch)
@@ -224,6 +238,7 @@ def main():
             check_folders(chosen.seedpo, scratch, name, folder, pipeline, x, expected)
             check_single_files(chosen.seedpo, scratch, name, folder, pipeline, x, expected)
             check_adapters(chosen.seedpo, scratch, name, folder, pipeline, x)
+            check_network_adapter(Seedpo(chosen.seedpo, scratch), scratch, name, folder, pipeline, x)
             check_layers(chosen.seedpo, scratch, name, folder, x)
     print(f"\n{len(interop_common.rows)} checks, {interop_common.failures} failed")
     sys.exit(1 if interop_common.failures else 0)

@@ -91,6 +91,16 @@ fn adapters_by_their_ids() {
     server.add("styles/ink.safetensors", &[&bytes[..], b""].concat(), true);
     let adapters = ["a", "--adapter", "tiny/model:0.5", "--adapter", "tiny/model/styles/ink.safetensors"];
     seedpo(&room, &server, &[&SAMPLE[..], &adapters].concat()).assert().success();
+    for command in [
+        &["adapter", "inspect", "tiny/model"][..],
+        &["adapter", "convert", "tiny/model/styles/ink.safetensors", "k.safetensors", "--to", "kohya"],
+        &["adapter", "merge", "tiny/model:0.5", "tiny/model/styles/ink.safetensors", "both.safetensors"],
+        &["adapter", "merge", "--model", "tiny/model", "tiny/model:0.5", "merged"],
+    ] {
+        seedpo(&room, &server, command).assert().success();
+    }
+    let text = error(seedpo(&room, &server, &["adapter", "inspect", "tiny/model/none.safetensors"]));
+    assert!(text.contains("no file `none.safetensors`"), "{text}");
     let text =
         error(seedpo(&room, &server, &[&SAMPLE[..], &["b", "--adapter", "tiny/model/none.safetensors"]].concat()));
     assert!(text.contains("no file `none.safetensors`") && text.contains("styles/ink.safetensors"), "{text}");

@@ -52,6 +52,7 @@ fn every_layout_predicts_what_diffusers_and_peft_predict() {
         ("old", "old.safetensors"),
         ("native", "native/adapter_model.safetensors"),
         ("native", "native"),
+        ("network", "network.safetensors"),
     ] {
         let adapter = Adapter::load(&fixtures().join(file), &unet).unwrap();
         let error = off(&forward(&unet, &e, Some(&adapter)), &e[name]);
@@ -260,7 +261,9 @@ fn files_that_do_not_fit_are_refused_by_name() {
         None,
         &["unet.foo", "Stable Diffusion does not have", "--ignore-unsupported"],
     );
-    check(&[("unet.conv_in.weight", zeros(&[1]))], None, &["unet.conv_in.weight", "lora_A"]);
+    check(&[("unet.conv_in.weight", zeros(&[1]))], None, &["unet.conv_in.weight", "lora_A", "--ignore-unsupported"]);
+    check(&[("conv_in.weight", zeros(&[1]))], None, &["a whole U-Net, not an adapter", "--unet"]);
+    check(&[("model.diffusion_model.out.2.bias", zeros(&[1]))], None, &["a whole model, not an adapter", "--model"]);
     for (a, b) in [
         (
             "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight",
@@ -291,6 +294,11 @@ fn files_that_do_not_fit_are_refused_by_name() {
         (r#"{"unet.use_dora": true}"#, ["unet.use_dora", "true"]),
         (r#"{"unet.rank_pattern": {".*to_q": 8}}"#, ["unet.rank_pattern", "to_q"]),
         (r#"{"unet.peft_type": "LOHA"}"#, ["unet.peft_type", "LOHA"]),
+        (r#"{"unet.use_rslora": "yes"}"#, ["unet.use_rslora", "true or false"]),
+        (r#"{"unet.init_lora_weights": "pissa_niter_4"}"#, ["the model as it is", "pissa_niter_4"]),
+        (r#"{"r": 2, "lora_alpha": 2, "init_lora_weights": "OLoRA"}"#, ["init_lora_weights", "OLoRA"]),
+        (r#"{"r": 3, "lora_alpha": 3}"#, ["rank 3", "found 2"]),
+        (r#"{"transformer.r": 2, "transformer.lora_alpha": 8}"#, ["unet.r", "transformer.r"]),
     ] {
         let expected: &[&str] = if json == "{" { &parts[1..] } else { &parts };
         check(&pair(), Some(json), expected);

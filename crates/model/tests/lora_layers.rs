@@ -175,7 +175,7 @@ fn merging_adds_what_peft_adds_to_every_layer_of_every_network() {
 fn whole_files_pass_through_both_layouts_and_are_summed_up() {
     let folder = tempfile::tempdir().unwrap();
     let (kohya, back) = (folder.path().join("k.safetensors"), folder.path().join("b.safetensors"));
-    LoraFile::open(&layers("whole.safetensors")).unwrap().into_lora(false).unwrap().save_kohya(&kohya).unwrap();
+    LoraFile::open(&layers("whole.safetensors")).unwrap().into_lora(false).unwrap().save_kohya(&kohya, None).unwrap();
     let file = LoraFile::open(&kohya).unwrap();
     let summary = file.summary();
     let count = |target: &str| summary.targets.get(target).copied().unwrap_or_default();

@@ -96,3 +96,27 @@ fn a_lora_of_every_network_draws_as_the_model_it_is_merged_into() {
     let text = done(&room, &["adapter", "inspect", "whole.safetensors"]);
     assert!(text.contains("text_encoder") && text.contains("conv_in") && text.contains("proj_in"), "{text}");
 }
+
+/// Of a text encoder alone nothing shows which kohya's name it has.
+#[test]
+fn the_family_of_a_text_encoders_lora_is_asked_for() {
+    let room = Room::new();
+    let ones = |shape: &[i64]| Tensor::ones(shape, (Kind::Float, seedpo_tensor::Device::Cpu));
+    let stem = "text_encoder.text_model.encoder.layers.0.mlp.fc1";
+    let tensors =
+        [(format!("{stem}.lora_A.weight"), ones(&[1, 8])), (format!("{stem}.lora_B.weight"), ones(&[8, 1]))].into();
+    seedpo_tensor::write_weights(&room.path("text.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+    let convert = |out: &str, more: &[&str]| {
+        room.seedpo(&[&["adapter", "convert", "text.safetensors", out, "--to", "kohya"], more].concat())
+            .output()
+            .unwrap()
+    };
+    let refused = convert("no.safetensors", &[]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(2) && said.contains("--family"), "{said}");
+    for (family, prefix) in [("sd", "lora_te_"), ("sdxl", "lora_te1_")] {
+        assert!(convert(&format!("{family}.safetensors"), &["--family", family]).status.success());
+        let file = WeightFile::open(&room.path(&format!("{family}.safetensors"))).unwrap();
+        assert!(file.names().all(|name| name.starts_with(prefix)), "{family}");
+    }
+}

@@ -47,6 +47,12 @@ fn a_whole_unet_is_trained_sampled_and_put_into_a_model() {
     assert!(said.contains("--unet runs/whole"), "{said}");
     let said = refused(&["adapter", "merge", "runs/whole", "no"]);
     assert!(said.contains("expected --model"), "{said}");
+    for arguments in
+        [&["adapter", "inspect", "runs/whole"][..], &["adapter", "convert", "runs/whole", "no", "--to", "kohya"]]
+    {
+        let said = refused(arguments);
+        assert!(said.contains("holds a whole U-Net") && said.contains("--unet runs/whole"), "{said}");
+    }
     assert!(!room.path("no").exists());
     done(&room, &["report", "runs/whole"]);
     let page = std::fs::read_to_string(room.path("runs/whole/report.html")).unwrap();

@@ -61,7 +61,7 @@ impl Adapter {
 
     /// As [`Self::save`] in kohya's layout: [`Lora::save_kohya`].
     pub fn save_kohya(&self, path: &Path) -> Result<()> {
-        self.lora_for(path)?.save_kohya(path)
+        self.lora_for(path)?.save_kohya(path, None)
     }
 
     fn lora_for(&self, path: &Path) -> Result<Lora> {

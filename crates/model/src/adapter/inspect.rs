@@ -62,12 +62,12 @@ impl LoraFile {
             *summary.alphas.entry(alpha).or_default() += 1;
             *summary.targets.entry(target(path)).or_default() += 1;
             *summary.kinds.entry(format!("{:?}", module.a.kind())).or_default() += 1;
-            let double = |tensor: &Tensor| tensor.flatten(1, -1).to_kind(Kind::Double);
-            let (a, b) = (double(&module.a), double(&module.b));
-            if [&a, &b].iter().any(|x| x.isfinite().all().int64_value(&[]) == 0) {
+            if !module.is_finite() {
                 summary.not_finite.push(path.clone());
                 continue;
             }
+            let double = |tensor: &Tensor| tensor.flatten(1, -1).to_kind(Kind::Double);
+            let (a, b) = (double(&module.a), double(&module.b));
             let norm = norm(module, &a, &b);
             summary.without_effect += usize::from(norm == 0.0);
             let block = summary.blocks.entry(block(path)).or_default();

@@ -26,6 +26,8 @@ pub enum Layout {
     /// kohya's sd-scripts, A1111, ComfyUI: `lora_unet_<path with _>.lora_down.weight` and `.alpha`; `lora_te_`, SDXL
     /// `lora_te1_` and `lora_te2_`.
     Kohya,
+    /// ComfyUI's own: `diffusion_model.<path with the original block names>.lora_A.weight`.
+    ComfyUi,
 }
 
 impl Layout {
@@ -36,6 +38,7 @@ impl Layout {
             Self::OldDiffusers => "diffusers 0.17 and before",
             Self::Peft => "peft",
             Self::Kohya => "kohya",
+            Self::ComfyUi => "ComfyUI",
         }
     }
 }
@@ -53,17 +56,27 @@ pub(super) enum Parsed {
 pub(super) const LAYERS_PER_BLOCK: usize = 2;
 
 const OTHER_LAYERS: &str = "layers that Stable Diffusion does not have";
-/// What marks the kinds of adapter that are not plain low-rank pairs.
+/// What marks the kinds of adapter that are not plain low-rank pairs, within a key.
 const OTHER_KINDS: [(&str, &str); 8] = [
     (".hada_", "LoHa"),
     (".lokr_", "LoKr"),
     (".oft_", "OFT"),
     (".lora_mid.", "Tucker-decomposed convolutions (LoCon with lora_mid)"),
-    (".diff", "whole weight changes (.diff)"),
-    (".on_input", "(IA)³"),
     (".w_norm", "normalisation layers"),
     (".b_norm", "normalisation layers"),
+    (".modules_to_save.", "whole layers (modules_to_save)"),
+    ("bundle_emb.", "embeddings of new words (bundle_emb)"),
 ];
+/// The same at a key's end.
+const OTHER_ENDS: [(&str, &str); 5] = [
+    (".diff", "whole weight changes (.diff)"),
+    (".diff_b", "whole weight changes (.diff)"),
+    (".on_input", "(IA)³"),
+    (".lora_B.bias", "biases of B (lora_bias)"),
+    (".lora_up.bias", "biases of B (lora_bias)"),
+];
+const UNKNOWN: &str = "keys of no layout that we read (expected `...lora_A.weight` and `...lora_B.weight`, or kohya's \
+    `...lora_down.weight`, `...lora_up.weight` and `...alpha`)";
 const DORA: &str = "a DoRA magnitude, and DoRA is not supported; merge the file into its model with the tool that made it, \
     and give seedpo the merged model";
 
@@ -78,7 +91,19 @@ pub fn canonical_key(key: &str) -> Option<String> {
     }
 }
 
-/// What a key stands for, or why it stands for nothing.
+/// What a file is that has this key, where it is no adapter at all, and what to do with it.
+pub(super) fn whole_model(key: &str) -> Option<&'static str> {
+    let single_file = ["model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.embedders."];
+    match key {
+        "conv_in.weight" => Some("a whole U-Net, not an adapter; give its folder as --unet"),
+        _ if single_file.iter().any(|begin| key.starts_with(begin)) => {
+            Some("a whole model, not an adapter; give it as --model")
+        }
+        _ => None,
+    }
+}
+
+/// What a key stands for, or why the file cannot be used at all.
 ///
 /// Read are the spellings that diffusers 0.38 reads (`convert_unet_state_dict_to_peft`, `convert_state_dict_to_peft`),
 /// peft's own, and kohya's with diffusers' or the original block names. `layers_per_block` is what the latter count by.
@@ -86,7 +111,8 @@ pub(super) fn parse(key: &str, layers_per_block: usize) -> Result<Parsed, &'stat
     if [".dora_scale", ".lora_magnitude_vector"].iter().any(|part| key.contains(part)) {
         return Err(DORA);
     }
-    if let Some((_, kind)) = OTHER_KINDS.iter().find(|(mark, _)| key.contains(mark)) {
+    let within = OTHER_KINDS.iter().find(|(mark, _)| key.contains(mark));
+    if let Some((_, kind)) = within.or_else(|| OTHER_ENDS.iter().find(|(end, _)| key.ends_with(end))) {
         return Ok(Parsed::Unsupported(kind));
     }
     let prefixes = [
@@ -96,24 +122,28 @@ pub(super) fn parse(key: &str, layers_per_block: usize) -> Result<Parsed, &'stat
         ("lora_te1_", Network::TextEncoder),
         ("lora_te2_", Network::TextEncoder2),
     ];
-    match prefixes.iter().find_map(|(prefix, network)| Some((key.strip_prefix(prefix)?, *network))) {
+    Ok(match prefixes.iter().find_map(|(prefix, network)| Some((key.strip_prefix(prefix)?, *network))) {
         Some((rest, network)) => parse_kohya(rest, network, layers_per_block),
-        None => parse_dotted(key),
-    }
+        None => parse_dotted(key, layers_per_block),
+    })
 }
 
-/// The `.alpha` key of the layer that a key of another kind of adapter belongs to; `None` for keys that may stand beside
-/// a low-rank pair.
-pub(super) fn alpha_of_other_kind(key: &str) -> Option<String> {
-    let mark = [".hada_", ".lokr_", ".oft_", ".lora_mid."].into_iter().find_map(|mark| key.find(mark))?;
-    Some(format!("{}.alpha", &key[..mark]))
+/// The `.alpha` key of the layer that a key of another kind of adapter belongs to, and whether everything else of the layer
+/// belongs to it too: not to keys that may stand beside a low-rank pair. `None` where the key shows no layer.
+pub(super) fn alpha_of_other_kind(key: &str) -> Option<(String, bool)> {
+    let mark = [".hada_", ".lokr_", ".oft_", ".lora_mid."].into_iter().find_map(|mark| key.find(mark));
+    let stem = mark.or_else(|| key.find('.').filter(|_| key.starts_with("lora_") || key.starts_with("lycoris_")))?;
+    Some((format!("{}.alpha", &key[..stem]), mark.is_some()))
 }
 
-fn parse_kohya(rest: &str, network: Network, layers_per_block: usize) -> Result<Parsed, &'static str> {
+fn parse_kohya(rest: &str, network: Network, layers_per_block: usize) -> Parsed {
     let ends = [(".lora_down.weight", Part::A), (".lora_up.weight", Part::B), (".alpha", Part::Alpha)];
-    let found = ends.iter().find_map(|(end, part)| Some((rest.strip_suffix(end)?, *part)));
-    let (stem, part) = found.ok_or("expected `....lora_down.weight`, `....lora_up.weight` or `....alpha`")?;
-    Ok(layer(network, &kohya::path(stem, layers_per_block), part, Layout::Kohya))
+    match ends.iter().find_map(|(end, part)| Some((rest.strip_suffix(end)?, *part))) {
+        Some((stem, part)) => layer(network, &kohya::path(stem, layers_per_block), part, Layout::Kohya),
+        // What LyCORIS writes beside `.on_input`.
+        None if rest.strip_suffix(".weight").is_some_and(|stem| !stem.contains('.')) => Parsed::Unsupported("(IA)³"),
+        None => Parsed::Unsupported(UNKNOWN),
+    }
 }
 
 fn layer(network: Network, path: &str, part: Part, layout: Layout) -> Parsed {
@@ -123,7 +153,7 @@ fn layer(network: Network, path: &str, part: Part, layout: Layout) -> Parsed {
     }
 }
 
-fn parse_dotted(key: &str) -> Result<Parsed, &'static str> {
+fn parse_dotted(key: &str, layers_per_block: usize) -> Parsed {
     let (path, mut layout) = match key.strip_prefix("base_model.model.") {
         Some(path) => (path, Layout::Peft),
         None => (key, Layout::Diffusers),
@@ -137,6 +167,8 @@ fn parse_dotted(key: &str) -> Result<Parsed, &'static str> {
         (".lora_B.weight", Part::B),
         (".lora.down.weight", Part::A),
         (".lora.up.weight", Part::B),
+        (".lora_down.weight", Part::A),
+        (".lora_up.weight", Part::B),
         (".lora_linear_layer.down.weight", Part::A),
         (".lora_linear_layer.up.weight", Part::B),
         ("_lora.down.weight", Part::A),
@@ -144,14 +176,17 @@ fn parse_dotted(key: &str) -> Result<Parsed, &'static str> {
         (".alpha", Part::Alpha),
     ];
     let found = ends.iter().find_map(|(end, part)| Some((path.strip_suffix(end)?, *part, *end)));
-    let (stem, part, end) =
-        found.ok_or("expected `...lora_A.weight`, `...lora_B.weight`, `...lora.down.weight` or `...lora.up.weight`")?;
+    let Some((stem, part, end)) = found else { return Parsed::Unsupported(UNKNOWN) };
+    if let Some(original) = stem.strip_prefix("diffusion_model.") {
+        let path = kohya::path(&original.replace('.', "_"), layers_per_block);
+        return layer(network, &path, part, Layout::ComfyUi);
+    }
     let mut module = stem.replace(".processor.", ".");
     if end.starts_with("_lora") {
         layout = Layout::OldDiffusers;
         module = old_name(&module, network);
     }
-    Ok(layer(network, &module, part, layout))
+    layer(network, &module, part, layout)
 }
 
 /// What diffusers 0.17 and before called the attention projection `to_q`, `to_k`, `to_v`, `to_out`, in text encoders too.
@@ -233,6 +268,18 @@ mod tests {
                 Layout::Kohya,
             ),
             (
+                "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.lora_A.weight".into(),
+                format!("unet.{q}.to_q"),
+                Part::A,
+                Layout::ComfyUi,
+            ),
+            (
+                "diffusion_model.input_blocks.4.0.in_layers.2.lora_up.weight".into(),
+                "unet.down_blocks.1.resnets.0.conv1".into(),
+                Part::B,
+                Layout::ComfyUi,
+            ),
+            (
                 "lora_te2_text_projection.lora_up.weight".into(),
                 "text_encoder_2.text_projection".into(),
                 Part::B,
@@ -254,19 +301,25 @@ mod tests {
             ("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a", "LoHa"),
             ("lora_te_text_model_encoder_layers_3_mlp_fc2.lokr_w1", "LoKr"),
             ("lora_unet_mid_block_attentions_0_norm.diff", "whole weight changes (.diff)"),
+            ("lora_unet_mid_block_attentions_0_norm.diff_b", "whole weight changes (.diff)"),
+            ("lora_unet_mid_block_attentions_0_proj_in.on_input", "(IA)³"),
+            ("lora_unet_mid_block_attentions_0_proj_in.weight", "(IA)³"),
+            ("unet.mid_block.attentions.0.proj_in.lora_B.bias", "biases of B (lora_bias)"),
+            ("bundle_emb.style.string_to_param.*", "embeddings of new words (bundle_emb)"),
+            ("base_model.model.conv_in.modules_to_save.weight", "whole layers (modules_to_save)"),
+            ("diffusion_model.joint_blocks.0.x_block.attn.qkv.lora_A.weight", OTHER_LAYERS),
+            ("unet.conv_in.bias", UNKNOWN),
+            ("", UNKNOWN),
         ] {
             assert_eq!(parse(key, 2), Ok(Parsed::Unsupported(reason)), "{key}");
         }
         let mid = parse("lora_unet_input_blocks_1_0_in_layers_2.lora_mid.weight", 2);
         assert!(matches!(mid, Ok(Parsed::Unsupported(what)) if what.contains("lora_mid")), "{mid:?}");
-        for (key, part) in [
-            ("unet.conv_in.weight", "lora_A"),
-            ("unet.a.to_q.lora_B.bias", "lora_B.weight"),
-            ("", "lora_A"),
-            ("lora_unet_mid_block_attentions_0_x.weight", "lora_down"),
-            ("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.dora_scale", "DoRA"),
-        ] {
-            assert!(parse(key, 2).unwrap_err().contains(part), "{key}");
+        let dora = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.dora_scale";
+        assert!(parse(dora, 2).unwrap_err().contains("DoRA"));
+        for (key, part) in [("model.diffusion_model.out.2.bias", "--model"), ("conv_in.weight", "--unet")] {
+            assert!(whole_model(key).is_some_and(|what| what.contains(part)), "{key}");
         }
+        assert_eq!(whole_model("diffusion_model.out.2.lora_A.weight"), None);
     }
 }

@@ -147,15 +147,33 @@ mod tests {
     /// Every layer of every family, there and back.
     #[test]
     fn stems_name_every_layer() {
-        let unet = crate::UNetConfig::default();
-        let shapes = crate::UNet2DConditionModel::parameter_shapes(&unet).unwrap();
+        let unet = |json: &str| {
+            let config = crate::UNetConfig::from_json(json, std::path::Path::new("config.json")).unwrap();
+            crate::UNet2DConditionModel::parameter_shapes(&config).unwrap()
+        };
+        let families = [
+            unet("{}"),
+            unet(
+                r#"{"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": true}"#,
+            ),
+            unet(
+                r#"{"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+                    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+                    "block_out_channels": [320, 640, 1280], "transformer_layers_per_block": [1, 2, 10],
+                    "attention_head_dim": [5, 10, 20], "use_linear_projection": true, "cross_attention_dim": 2048,
+                    "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+                    "projection_class_embeddings_input_dim": 2816}"#,
+            ),
+        ];
+        assert!(families[2].contains_key("add_embedding.linear_1.weight"));
+        assert!(families[2].keys().any(|name| name.contains("transformer_blocks.9.")));
         let text = crate::config::TextConfig::from_json(
             r#"{"vocab_size": 10, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2,
                 "num_attention_heads": 2, "projection_dim": 8, "architectures": ["CLIPTextModelWithProjection"]}"#,
             std::path::Path::new("config.json"),
         );
         let text = crate::ClipTextModel::parameter_shapes(&text.unwrap()).unwrap();
-        let layers = shapes.iter().map(|layer| (Network::UNet, layer));
+        let layers = families.iter().flatten().map(|layer| (Network::UNet, layer));
         for (network, (name, shape)) in layers.chain(text.iter().map(|layer| (Network::TextEncoder2, layer))) {
             let Some(path) =
                 name.strip_suffix(".weight").filter(|name| shape.len() > 1 && !name.contains("embeddings"))

@@ -6,7 +6,7 @@ use std::path::Path;
 use seedpo_tensor::write_weights;
 use tch::{Kind, Tensor};
 
-use super::lora_file::{LoraFile, Unsupported, family, refuse};
+use super::lora_file::{LoraFile, Unsupported, refuse, shows_sdxl};
 use super::network::Network;
 use super::{argument, kohya, metadata};
 use crate::Result;
@@ -29,6 +29,11 @@ impl LoraModule {
     /// The rank.
     pub fn rank(&self) -> i64 {
         self.a.size()[0]
+    }
+
+    /// Whether all its numbers are finite.
+    pub fn is_finite(&self) -> bool {
+        [&self.a, &self.b].iter().all(|x| x.isfinite().all().int64_value(&[]) == 1)
     }
 
     /// What keeps the pair from changing a weight of this shape, in words.
@@ -119,12 +124,24 @@ impl Lora {
 
     /// Writes the layout of kohya's sd-scripts, which A1111, ComfyUI and diffusers read, in one step: f32, keys
     /// `lora_unet_<path with _>.lora_down.weight`, `.lora_up.weight` and `.alpha`; text encoders' begin with `lora_te_`,
-    /// SDXL's with `lora_te1_` and `lora_te2_`.
+    /// SDXL's with `lora_te1_` and `lora_te2_`. `sdxl` says which, where the layers do not show it.
     ///
-    /// Errors: as [`Self::save`].
-    pub fn save_kohya(&self, path: &Path) -> Result<()> {
-        let second = self.layers().any(|(network, ..)| network == Network::TextEncoder2);
-        let sdxl = second || family(&self.modules) == Some("SDXL");
+    /// Errors: as [`Self::save`]; [`crate::Error::Argument`] where a text encoder's family is open, or another than `sdxl`
+    /// says.
+    pub fn save_kohya(&self, path: &Path, sdxl: Option<bool>) -> Result<()> {
+        let shown = shows_sdxl(&self.modules);
+        let family = |sdxl: bool| if sdxl { "SDXL" } else { "Stable Diffusion 1.x or 2.x" };
+        let sdxl = match (shown, sdxl) {
+            (Some(shown), Some(said)) if shown != said => {
+                return Err(argument("family of the LoRA", family(shown), family(said)));
+            }
+            (None, None) if self.layers().any(|(network, ..)| network != Network::UNet) => {
+                let expected = "`sd` or `sdxl` (seedpo adapter convert --family), which kohya's names of the text encoder \
+                    depend on";
+                return Err(argument("family of the LoRA", expected, "none, and layers that do not show it"));
+            }
+            (shown, said) => shown.or(said).unwrap_or(false),
+        };
         let mut tensors = BTreeMap::new();
         for (network, path, module) in self.layers() {
             let stem = kohya::stem(network, path, sdxl);

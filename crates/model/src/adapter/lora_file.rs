@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use seedpo_tensor::{WeightFile, read_text};
+use seedpo_tensor::WeightFile;
 use tch::{Kind, Tensor};
 
 use super::keys::{self, LAYERS_PER_BLOCK, Layout, Parsed, Part};
 use super::lora::{Lora, LoraModule};
-use super::metadata::{self, Metadata};
+use super::metadata::Metadatas;
 use super::network::Network;
 use super::resolve;
 use crate::{Error, Result};
@@ -61,11 +61,18 @@ impl LoraFile {
     pub(super) fn open_counting(path: &Path, layers_per_block: usize) -> Result<Self> {
         let path = resolve(path);
         let file = WeightFile::open(&path)?;
-        let metadata = read_metadata(&file)?;
+        if let Some((key, what)) = file.names().find_map(|key| Some((key, keys::whole_model(key)?))) {
+            return Err(refuse(&path, vec![format!("`{key}`: {what}")]));
+        }
+        let mut metadatas = Metadatas::read(&file)?;
         let mut lora = Self { path, layouts: BTreeSet::new(), modules: BTreeMap::new(), unsupported: Vec::new() };
         let mut problems = Vec::new();
-        for (module, found) in lora.collect(&file, layers_per_block, &mut problems)? {
-            match pair(&module, found, &metadata) {
+        let found = lora.collect(&file, layers_per_block, &mut problems)?;
+        if !found.is_empty() {
+            metadatas.check_known()?;
+        }
+        for (module, found) in found {
+            match pair(&module, found, &metadatas) {
                 Ok(pair) => drop(lora.modules.insert(module, pair)),
                 Err(reason) => problems.push(reason),
             }
@@ -126,13 +133,17 @@ impl LoraFile {
         Ok(modules)
     }
 
-    /// Takes away what stands beside the tensors of another kind of adapter: a LoHa's alpha, the pair around a
-    /// convolution's middle part.
+    /// Takes away what stands beside the tensors of another kind of adapter: its alpha, the pair around a convolution's
+    /// middle part.
     fn leave_out_other_kinds(&mut self, modules: &mut BTreeMap<String, Found>, layers_per_block: usize) {
         for kind in &mut self.unsupported {
             let mut beside = Vec::new();
-            for alpha in kind.keys.iter().filter_map(|key| keys::alpha_of_other_kind(key)) {
+            for (alpha, all) in kind.keys.iter().filter_map(|key| keys::alpha_of_other_kind(key)) {
                 let Ok(Parsed::Layer { module, .. }) = keys::parse(&alpha, layers_per_block) else { continue };
+                let alone = modules.get(&module).is_some_and(|found| found.a.is_none() && found.b.is_none());
+                if !all && !alone {
+                    continue;
+                }
                 let Some(Found { a, b, alpha }) = modules.remove(&module) else { continue };
                 beside.extend([a.map(|(key, _)| key), b.map(|(key, _)| key), alpha.map(|(key, _)| key)]);
             }
@@ -149,9 +160,12 @@ impl LoraFile {
 
     /// The layers' pairs. `ignore_unsupported` leaves out what we do not apply.
     ///
-    /// Errors: [`Error::Adapter`] naming what is not applied (unless ignored), or that nothing is left.
+    /// Errors: [`Error::Adapter`] naming what is not applied (unless ignored), or that nothing is left; layers whose
+    /// numbers are not all finite.
     pub fn into_lora(self, ignore_unsupported: bool) -> Result<Lora> {
-        let mut problems = Vec::new();
+        let broken = self.modules.iter().filter(|(_, module)| !module.is_finite());
+        let mut problems: Vec<String> =
+            broken.map(|(name, _)| format!("`{name}`: expected finite numbers, found NaN or infinite ones")).collect();
         if !ignore_unsupported {
             problems.extend(self.unsupported.iter().map(Unsupported::describe));
         } else if self.modules.is_empty() {
@@ -180,6 +194,25 @@ pub(super) fn family(modules: &BTreeMap<String, LoraModule>) -> Option<&'static 
         2048 => Some("SDXL"),
         _ => None,
     }
+}
+
+/// Whether layers are SDXL's, by what only it has, or only Stable Diffusion 1.x and 2.x have; `None` where that is open.
+pub(super) fn shows_sdxl(modules: &BTreeMap<String, LoraModule>) -> Option<bool> {
+    let any = |parts: &[&str]| modules.keys().any(|name| parts.iter().any(|part| name.contains(part)));
+    // A second text encoder, an embedding of sizes, several blocks in a transformer; four levels with a transformer in each
+    // but the lowest, against three with none in the first.
+    let deep =
+        modules.keys().any(|name| name.contains(".transformer_blocks.") && !name.contains(".transformer_blocks.0."));
+    if deep || any(&["text_encoder_2.", "unet.add_embedding."]) {
+        return Some(true);
+    }
+    let four = ["_blocks.3.", "unet.down_blocks.0.attentions.", "unet.up_blocks.2.attentions."];
+    let wide =
+        |(name, module): (&String, &LoraModule)| name.ends_with("self_attn.q_proj") && module.a.size()[1] == 1024;
+    if any(&four) || modules.iter().any(wide) {
+        return Some(false);
+    }
+    family(modules).map(|family| family == "SDXL")
 }
 
 impl Unsupported {
@@ -213,7 +246,7 @@ fn alpha(tensor: &Tensor) -> std::result::Result<f64, String> {
 }
 
 /// One layer's pair, or what is wrong with it.
-fn pair(name: &str, found: Found, metadata: &Metadatas) -> std::result::Result<LoraModule, String> {
+fn pair(name: &str, found: Found, metadatas: &Metadatas) -> std::result::Result<LoraModule, String> {
     let partner = |key: &str, half: &str| format!("`{key}`: its partner, the `lora_{half}` of {name}, is missing");
     let (a_key, a, b_key, b) = match (found.a, found.b) {
         (Some((a_key, a)), Some((b_key, b))) => (a_key, a, b_key, b),
@@ -233,9 +266,8 @@ fn pair(name: &str, found: Found, metadata: &Metadatas) -> std::result::Result<L
     if !matches!(b.size()[..], [_, r] | [_, r, 1, 1] if r == rank) {
         return Err(format!("`{b_key}`: expected shape [out, {rank}] or [out, {rank}, 1, 1], found {:?}", b.size()));
     }
-    let network_and_path = Network::split(name);
-    let (metadata, path) =
-        network_and_path.map_or((&metadata[0], name), |(network, path)| (&metadata[network as usize], path));
+    let (network, path) = Network::split(name).unwrap_or((Network::UNet, name));
+    let metadata = metadatas.network(network);
     if let Some(said) = metadata.rank(path).filter(|&said| said != rank) {
         return Err(format!("`{a_key}`: expected rank {said} as the metadata says, found {rank}"));
     }
@@ -244,24 +276,4 @@ fn pair(name: &str, found: Found, metadata: &Metadatas) -> std::result::Result<L
         None => (metadata.scale(path, rank), metadata.has_alpha(path)),
     };
     Ok(LoraModule { a, b, scale, has_alpha })
-}
-
-/// What is said of each network's adapter, in the order of [`Network::ALL`].
-type Metadatas = [Metadata; Network::ALL.len()];
-
-fn read_metadata(file: &WeightFile) -> Result<Metadatas> {
-    if let Some(text) = file.metadata().get(metadata::KEY) {
-        let [unet, first, second] =
-            Network::ALL.map(|network| Metadata::parse(file.path(), text, &format!("{}.", network.prefix())));
-        return Ok([unet?, first?, second?]);
-    }
-    let beside = file.path().with_file_name("adapter_config.json");
-    let is_peft = file.names().any(|name| name.starts_with("base_model.model."));
-    match is_peft && beside.is_file() {
-        true => {
-            let metadata = Metadata::parse(&beside, &read_text(&beside)?, "")?;
-            Ok([metadata.clone(), metadata.clone(), metadata])
-        }
-        false => Ok(Metadatas::default()),
-    }
 }

@@ -3,12 +3,75 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use seedpo_tensor::{WeightFile, read_text};
 use serde_json::{Map, Value, json};
 
+use super::network::Network;
 use crate::{Error, Result};
 
 /// The key of diffusers' JSON in a safetensors file's metadata (`diffusers/loaders/lora_base.py`).
 pub(super) const KEY: &str = "lora_adapter_metadata";
+
+/// What a file says of each network's adapter.
+#[derive(Debug, Default)]
+pub(super) struct Metadatas {
+    /// In the order of [`Network::ALL`].
+    of: [Metadata; Network::ALL.len()],
+    /// It says something, of which nothing is known to us.
+    foreign: Option<Error>,
+}
+
+impl Metadatas {
+    /// From the file itself, or from peft's `adapter_config.json` beside it. Errors: [`Error::Config`] for what is malformed.
+    pub fn read(file: &WeightFile) -> Result<Self> {
+        if let Some(text) = file.metadata().get(KEY) {
+            return Self::in_file(file.path(), text);
+        }
+        let beside = file.path().with_file_name("adapter_config.json");
+        let is_peft = file.names().any(|name| name.starts_with("base_model.model."));
+        match is_peft && beside.is_file() {
+            true => Ok(Self::of_all(Metadata::parse(&beside, &read_text(&beside)?, "")?)),
+            false => Ok(Self::default()),
+        }
+    }
+
+    /// With a pipeline's networks as prefixes (`save_lora_weights`), or of a network alone without one
+    /// (`save_lora_adapter`).
+    fn in_file(path: &Path, text: &str) -> Result<Self> {
+        let json: Value = serde_json::from_str(text).unwrap_or_default();
+        let begins = |prefix: &str| json.as_object().is_some_and(|said| said.keys().any(|key| key.starts_with(prefix)));
+        let prefixes = Network::ALL.map(|network| format!("{}.", network.prefix()));
+        let plain = ["r", "lora_alpha"].iter().any(|key| json.get(key).is_some());
+        if plain && !prefixes.iter().any(|prefix| begins(prefix)) {
+            return Ok(Self::of_all(Metadata::parse(path, text, "")?));
+        }
+        let [unet, first, second] = prefixes.each_ref().map(|prefix| Metadata::parse(path, text, prefix));
+        let known = !begins("") || prefixes.iter().any(|prefix| begins(prefix));
+        let foreign = (!known).then(|| Error::Config {
+            path: path.to_path_buf(),
+            key: KEY.into(),
+            expected:
+                "rank and alpha as `unet.r`, `text_encoder.r` or `text_encoder_2.r`, or of the U-Net alone as `r`"
+                    .into(),
+            found: text.chars().take(80).collect(),
+        });
+        Ok(Self { of: [unet?, first?, second?], foreign })
+    }
+
+    fn of_all(metadata: Metadata) -> Self {
+        Self { of: [metadata.clone(), metadata.clone(), metadata], foreign: None }
+    }
+
+    /// What is said of a network.
+    pub fn network(&self, network: Network) -> &Metadata {
+        &self.of[network as usize]
+    }
+
+    /// Errors: [`Error::Config`] where the file says something that we understand nothing of, which a scale may depend on.
+    pub fn check_known(&mut self) -> Result<()> {
+        self.foreign.take().map_or(Ok(()), Err)
+    }
+}
 
 /// The part of peft's `LoraConfig` that the result depends on.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -55,6 +118,15 @@ impl Metadata {
                 return Err(wrong(key, "false (not supported)", value));
             }
         }
+        let rank_stabilised = match get("use_rslora") {
+            None => false,
+            Some(value) => value.as_bool().ok_or_else(|| wrong("use_rslora", "true or false", value))?,
+        };
+        if let Some(value) = get("init_lora_weights").filter(|value| value.as_str().is_some_and(changes_the_base)) {
+            let expected = "an adapter for the model as it is (this one was made with changed weights; peft's \
+                `save_pretrained(.., path_initial_model_for_weight_conversion=..)` turns it into such)";
+            return Err(wrong("init_lora_weights", expected, value));
+        }
         if let Some(value) = get("peft_type").filter(|value| value.as_str() != Some("LORA")) {
             return Err(wrong("peft_type", "\"LORA\"", value));
         }
@@ -63,7 +135,7 @@ impl Metadata {
             alpha: number("lora_alpha")?,
             rank_pattern: pattern("rank_pattern")?,
             alpha_pattern: pattern("alpha_pattern")?,
-            rank_stabilised: get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
+            rank_stabilised,
         })
     }
 
@@ -82,6 +154,14 @@ impl Metadata {
         let divisor = if self.rank_stabilised { (rank as f64).sqrt() } else { rank as f64 };
         lookup(&self.alpha_pattern, path).or(self.alpha).map_or(1.0, |alpha| alpha / divisor)
     }
+}
+
+/// The ways of peft to begin a LoRA that take from the model's weights what they put into A and B
+/// (`peft/tuners/lora/layer.py`, peft 0.21).
+fn changes_the_base(init: &str) -> bool {
+    let init = init.to_lowercase();
+    ["pissa", "corda"].iter().any(|name| init.starts_with(name))
+        || ["olora", "loftq", "lora_ga"].contains(&init.as_str())
 }
 
 /// peft's `get_pattern_key`: the first entry that is the path or its end.

@@ -204,6 +204,21 @@ impl Adapter {
         self.map(|tensor| tensor.detach().copy())
     }
 
+    /// Takes over the values of `other`, in place. Errors: [`Error::Argument`] for an adapter of other layers or ranks.
+    pub fn copy_from(&self, other: &Self) -> Result<()> {
+        let _frozen = tch::no_grad_guard();
+        let (ours, theirs) = (self.tensors(), other.tensors());
+        let form =
+            |tensors: &[(String, Tensor)]| tensors.iter().map(|(n, t)| (n.clone(), t.size())).collect::<Vec<_>>();
+        if form(&ours) != form(&theirs) {
+            return Err(argument("adapter", "one of the same layers and ranks", "another"));
+        }
+        for ((_, mut to), (_, from)) in ours.into_iter().zip(theirs) {
+            to.f_copy_(&from)?;
+        }
+        Ok(())
+    }
+
     /// The same adapter on `device`, without gradient; shares the tensors where they are there already.
     pub fn to_device(&self, device: Device) -> Self {
         self.map(|tensor| tensor.detach().to_device(device))

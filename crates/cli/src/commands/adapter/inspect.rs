@@ -7,20 +7,21 @@ use std::path::PathBuf;
 use anyhow::Result;
 use seedpo_model::adapter::{LoraFile, LoraSummary};
 
+use crate::context::Context;
 use crate::failure::Outcome;
 use crate::output;
 
 /// Arguments of `seedpo adapter inspect`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// The LoRA: a file of any layout, or a folder (a run, a checkpoint, a peft folder).
+    /// The LoRA: a file of any layout, a folder (a run, a checkpoint, a peft folder), or a hub id.
     #[arg(value_name = "FILE")]
     file: PathBuf,
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<Outcome> {
-    let lora = super::open(&args.file)?;
+pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
+    let lora = super::open(&args.file, context)?;
     output::print(&describe(&lora, &lora.summary())?)?;
     Ok(Outcome::Done)
 }

@@ -9,7 +9,7 @@ use seedpo_tensor::Kind;
 use crate::commands::sample::{Weighted, is_whole, load_lora};
 use crate::context::Context;
 use crate::failure::Outcome;
-use crate::{models, output};
+use crate::{hub, models, output};
 
 /// Arguments of `seedpo adapter merge`.
 #[derive(clap::Args, Debug)]
@@ -18,8 +18,9 @@ pub struct Args {
     #[arg(long, value_name = "MODEL", visible_alias = "pretrained-model-name-or-path")]
     model: Option<PathBuf>,
 
-    /// Adapters, each with a weight after a colon that its change is multiplied by [default: 1]. With --model one of them
-    /// may be a run or checkpoint of full fine-tuning, whose U-Net then takes the place of the model's.
+    /// Adapters (files, folders, hub ids), each with a weight after a colon that its change is multiplied by [default: 1].
+    /// With --model one of them may be a run or checkpoint of full fine-tuning, whose U-Net then takes the place of the
+    /// model's.
     #[arg(value_name = "ADAPTER[:WEIGHT]", required = true, num_args = 1.., allow_hyphen_values = false)]
     adapters: Vec<String>,
 
@@ -42,7 +43,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     let count = whole.len() + adapters.len();
     match &args.model {
         None => {
-            let load = |adapter: &Weighted| Ok((super::open(&adapter.path)?.into_lora(false)?, adapter.weight));
+            let load =
+                |adapter: &Weighted| Ok((super::open(&adapter.path, context)?.into_lora(false)?, adapter.weight));
             let merged = Lora::combined(&adapters.iter().map(load).collect::<Result<Vec<_>>>()?)?;
             merged.save(&args.out)?;
         }
@@ -65,7 +67,7 @@ fn merge_into(
     let unet = whole.map(|whole| whole.path.clone());
     let options = LoadOptions { kind: Kind::Float, vae_kind: Kind::Float, unet, ..options };
     let model = DiffusionModel::load(&models::find(Some(model), context)?, &options)?;
-    let load = |adapter: &Weighted| Ok((load_lora(&adapter.path, &model)?, adapter.weight));
+    let load = |adapter: &Weighted| Ok((load_lora(&hub::adapter(&adapter.path, context)?, &model)?, adapter.weight));
     let combined = Lora::combined(&adapters.iter().map(load).collect::<Result<Vec<_>>>()?)?;
     let merged = model.merged(&combined)?;
     // A folder that appears whole or not at all.

@@ -10,8 +10,10 @@ use anyhow::{Result, ensure};
 use clap::Subcommand;
 use seedpo_model::adapter::{LoraFile, resolve};
 
+use crate::commands::sample::is_whole;
 use crate::context::Context;
 use crate::failure::Outcome;
+use crate::hub;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -48,13 +50,20 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     match &args.command {
         Command::Convert(args) => convert::run(args, context),
         Command::Merge(args) => merge::run(args, context),
-        Command::Inspect(args) => inspect::run(args),
+        Command::Inspect(args) => inspect::run(args, context),
     }
 }
 
-/// Opens a LoRA file, or the one in a folder. Errors: as [`LoraFile::open`], and no such file.
-fn open(path: &Path) -> Result<LoraFile> {
-    let file = resolve(path);
+/// Opens a LoRA file, the one in a folder, or the one of a hub id. Errors: as [`LoraFile::open`]; no such file; a folder
+/// of full fine-tuning; those of the hub.
+fn open(named: &Path, context: &Context) -> Result<LoraFile> {
+    let place = named.display();
+    ensure!(
+        !is_whole(named),
+        "adapter {place}: holds a whole U-Net (full fine-tuning) and no adapter; `seedpo sample --unet {place}` draws with it, \
+         `seedpo adapter merge --model MODEL {place} OUT` makes a model folder of it"
+    );
+    let file = resolve(&hub::adapter(named, context)?);
     ensure!(file.is_file(), "adapter {}: no such file", file.display());
     Ok(LoraFile::open(&file)?)
 }
