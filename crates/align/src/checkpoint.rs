@@ -44,6 +44,9 @@ impl Role {
     }
 }
 
+/// Folder of the reference policy's snapshots: a file or folder per snapshot, named by its update. In a checkpoint, and for
+/// whole U-Nets at the top of the run folder.
+pub const HISTORY_FOLDER: &str = "reference_history";
 /// The newest rewards of every prompt (DDPO and DPOK), as they were before the iteration a checkpoint lies within.
 pub const REWARDS_FILE: &str = "rewards.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -85,15 +88,15 @@ fn first_format() -> u32 {
     1
 }
 
-/// A checkpoint read back; weights are loaded by the caller from [`Checkpoint::folder`].
+/// A checkpoint opened; weights are loaded by the caller from [`Checkpoint::folder`].
 #[derive(Debug)]
 pub struct Checkpoint {
     /// Its folder.
     pub folder: PathBuf,
     /// Where the run stood.
     pub position: Position,
-    /// The optimizer's state.
-    pub optimizer: BTreeMap<String, Tensor>,
+    /// The optimizer's state, not read yet: of a whole U-Net it is gigabytes.
+    pub optimizer: WeightFile,
     /// The guard's memory.
     pub guard: GuardState,
 }
@@ -180,7 +183,7 @@ impl Checkpoint {
         Self::load(&run.join(Self::folder_name(step)))
     }
 
-    /// Reads a checkpoint folder.
+    /// Opens a checkpoint folder.
     ///
     /// Errors: a missing or damaged file, named, with what to do; a format that a newer version of seedpo wrote.
     pub fn load(folder: &Path) -> Result<Self> {
@@ -199,21 +202,15 @@ impl Checkpoint {
             refuse(format!("expected step, iteration and updates_done: {e}; resume from an older checkpoint folder"))
         })?;
         let PositionFile { step, iteration, updates_done, .. } = found;
-        let optimizer = WeightFile::open(&folder.join(OPTIMIZER_FILE))?.tensors()?;
+        let optimizer = WeightFile::open(&folder.join(OPTIMIZER_FILE))?;
         let guard = read_guard(&folder.join(GUARD_FILE))?;
         Ok(Self { folder: folder.into(), position: Position { step, iteration, updates_done }, optimizer, guard })
     }
 
-    /// Removes what a killed process left half-written.
+    /// Removes what a killed process left half-written, in the folders of whole U-Nets too.
     pub fn clean(run: &Path) {
-        for entry in fs::read_dir(run).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name.starts_with('.') && name.ends_with(".tmp") {
-                let path = entry.path();
-                let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            }
-        }
+        let whole = [Role::Trained, Role::Average].map(|role| role.place(FinetuningType::Full));
+        files::remove_temporary(run, &|name| whole.contains(&name) || name == HISTORY_FOLDER);
     }
 }
 
@@ -251,7 +248,7 @@ mod tests {
         assert_eq!(Checkpoint::list(run.path()).unwrap(), [2, 10, 11], "the best one and the newest two");
         let latest = Checkpoint::latest(run.path()).unwrap().unwrap();
         assert_eq!(latest.position, Position { step: 11, iteration: 5, updates_done: 1 });
-        assert_eq!(latest.optimizer["steps"].int64_value(&[0]), 11);
+        assert_eq!(latest.optimizer.tensor("steps").unwrap().int64_value(&[0]), 11);
         assert_eq!(fs::read_dir(run.path()).unwrap().count(), 3);
     }
 
@@ -278,6 +275,13 @@ mod tests {
         assert_eq!(Checkpoint::list(run.path()).unwrap(), [3]);
         Checkpoint::clean(run.path());
         assert_eq!(fs::read_dir(run.path()).unwrap().count(), 1);
+        for folder in ["unet", "unet_ema", "reference_history/00000004"] {
+            let left = run.path().join(folder).join(".diffusion_pytorch_model.safetensors.77-3.tmp");
+            fs::create_dir_all(run.path().join(folder)).unwrap();
+            fs::write(&left, b"half").unwrap();
+            Checkpoint::clean(run.path());
+            assert!(!left.exists(), "{folder}");
+        }
     }
 
     #[test]

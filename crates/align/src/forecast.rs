@@ -78,7 +78,7 @@ pub struct Span {
 pub struct Forecast {
     /// The pieces, in the order they were measured.
     pub pieces: Vec<Measured>,
-    /// Memory in use before any piece ran, weights included, in bytes.
+    /// Memory in use before any piece ran, in bytes: weights, moments, and the gradients of whole weights.
     pub at_rest: u64,
     /// The most memory the process has used or will use, in bytes.
     pub peak: u64,
@@ -121,7 +121,7 @@ impl Forecast {
         if let Some(whole) = self.whole {
             span("the whole run, at most", whole);
         }
-        lines.push(format!("{:<61} {:>9.2}", "weights, before any pass", gib(self.at_rest)));
+        lines.push(format!("{:<61} {:>9.2}", "weights and moments, before any pass", gib(self.at_rest)));
         lines.push(format!("{:<61} {:>9.2}", "peak memory", gib(self.peak)));
         if let Some(capacity) = self.capacity {
             lines.push(format!("{:<61} {:>9.2}", "memory there is", gib(capacity)));

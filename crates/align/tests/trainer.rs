@@ -5,6 +5,8 @@ mod axes;
 #[path = "trainer/checkpoints.rs"]
 mod checkpoints;
 mod common;
+#[path = "trainer/failing.rs"]
+mod failing;
 #[path = "trainer/full.rs"]
 mod full;
 #[path = "trainer/guard.rs"]
@@ -13,6 +15,8 @@ mod guard;
 mod optimizing;
 #[path = "trainer/replay.rs"]
 mod replay;
+#[path = "trainer/roll_back.rs"]
+mod roll_back;
 #[path = "trainer/samples.rs"]
 mod samples;
 #[path = "trainer/streaming.rs"]
@@ -307,37 +311,6 @@ impl Judge for Spoilt {
             _ => Colourfulness.judge(images, prompts),
         }
     }
-}
-
-#[test]
-fn a_nan_reward_stops_and_leaves_the_last_checkpoint() {
-    let model = common::tiny_model();
-    let folder = tempfile::tempdir().unwrap();
-    let config = TrainConfig { max_train_steps: 50, ..config(folder.path(), "d3po") };
-    let judge = Spoilt { calls: AtomicUsize::new(0), from: 9, value: Some(f64::NAN) };
-    let error = start(&model, &config, &judge).run(&mut Silent, &STOP).unwrap_err();
-    let message = error.to_string();
-    assert!(
-        ["NaN", "update ", "seed 42", "prompt", "checkpoint-"].iter().all(|part| message.contains(part)),
-        "{message}"
-    );
-    let run = RunDir::open(&folder.path().join("run")).unwrap();
-    let newest = Checkpoint::latest(run.path()).unwrap().unwrap();
-    assert_eq!(std::fs::read(newest.folder.join("pytorch_lora_weights.safetensors")).unwrap(), adapter(run.path()));
-    assert!(
-        !std::fs::read_dir(run.path()).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().ends_with(".tmp"))
-    );
-}
-
-#[test]
-fn a_loss_that_overflows_stops_before_the_adapter_is_touched() {
-    let model = common::tiny_model();
-    let folder = tempfile::tempdir().unwrap();
-    let config = TrainConfig { learning_rate: 1e30, max_train_steps: 20, ..config(folder.path(), "spo") };
-    let error = start(&model, &config, &Colourfulness).run(&mut Silent, &STOP).unwrap_err();
-    assert!(matches!(error, Error::At { .. }), "{error}");
-    let message = error.to_string();
-    assert!(message.contains("seed 42") && message.contains("update"), "{message}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use seedpo_tensor::{Params, WeightFile, write_atomic, write_weights};
+use seedpo_tensor::{Params, WeightFile, write_atomic, write_weights_in};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
@@ -156,6 +156,11 @@ impl DiffusionModel {
         UNet2DConditionModel::new(config, Params::from_file(file, options.device, options.kind))
     }
 
+    /// The U-Net of a model read again into the tensors of `unet`, one tensor at a time. Errors: as [`Self::load`].
+    pub(crate) fn reload_unet(folder: &Path, options: &LoadOptions, unet: &UNet2DConditionModel) -> Result<()> {
+        unet.read_in_place(Sources::open(folder, options)?.unet.1)
+    }
+
     /// A model with one text encoder and fresh random weights in PyTorch's default distributions (the text encoder:
     /// transformers'), each drawn from `seed` and its name.
     ///
@@ -278,19 +283,8 @@ fn with_text_prefix(parameters: &BTreeMap<String, Tensor>) -> BTreeMap<String, T
 }
 
 fn save_weights(path: &Path, tensors: &BTreeMap<String, Tensor>, storage: Option<Kind>) -> Result<()> {
-    let stored = |t: &Tensor| {
-        let t = t.detach();
-        match storage {
-            Some(kind) => t.f_to_kind(kind),
-            None => Ok(t),
-        }
-    };
-    let mut converted = BTreeMap::new();
-    for (name, tensor) in tensors {
-        converted.insert(name.clone(), stored(tensor)?.f_to_device(Device::Cpu)?);
-    }
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    Ok(write_weights(path, &converted, &metadata)?)
+    Ok(write_weights_in(path, tensors, &metadata, storage)?)
 }
 
 fn save_json(path: &Path, value: &Value) -> Result<()> {

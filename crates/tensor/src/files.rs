@@ -1,5 +1,6 @@
 //! Reading and writing whole files so that no reader ever sees half of one.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -41,19 +42,22 @@ pub fn write_atomic_with(path: &Path, write: impl FnOnce(&mut File) -> std::io::
 }
 
 /// Gives a file, or all files of a folder, a second name: a hard link where the file system can, else a copy. Files that are
-/// there already are replaced, each in one step. Errors: [`Error::Io`], [`Error::NoSpace`].
+/// there already are replaced, each in one step; half-written ones of a killed process are passed over. Errors:
+/// [`Error::Io`], [`Error::NoSpace`].
 pub fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
     if from.is_dir() {
         fs::create_dir_all(to).map_err(|e| Error::io(to, e))?;
         for entry in fs::read_dir(from).map_err(|e| Error::io(from, e))? {
             let entry = entry.map_err(|e| Error::io(from, e))?;
-            link_or_copy(&entry.path(), &to.join(entry.file_name()))?;
+            if !is_temporary(&entry.file_name()) {
+                link_or_copy(&entry.path(), &to.join(entry.file_name()))?;
+            }
         }
         sync_folder(to);
         return Ok(());
     }
     let temporary = temporary_name(to);
-    let link = fs::hard_link(from, &temporary).or_else(|_| fs::copy(from, &temporary).map(drop));
+    let link = fs::hard_link(from, &temporary).or_else(|_| copy_synced(from, &temporary));
     let renamed = link.and_then(|()| fs::rename(&temporary, to));
     // Where `to` was a link to the same file already, a rename leaves both names.
     let _ = fs::remove_file(&temporary);
@@ -71,6 +75,33 @@ pub fn lock(path: &Path) -> Result<Option<File>> {
         Err(fs::TryLockError::WouldBlock) => None,
         Ok(()) | Err(fs::TryLockError::Error(_)) => Some(file),
     })
+}
+
+/// A copy that a power cut after the return leaves whole.
+fn copy_synced(from: &Path, to: &Path) -> std::io::Result<()> {
+    let (mut source, mut copy) = (File::open(from)?, File::create(to)?);
+    std::io::copy(&mut source, &mut copy)?;
+    copy.sync_all()
+}
+
+/// Removes what a killed process left half-written in `folder`, and in the folders in it that `within` holds for by name. What
+/// cannot be removed stays.
+pub fn remove_temporary(folder: &Path, within: &dyn Fn(&str) -> bool) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if is_temporary(&name) {
+            let _ = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        } else if is_folder && name.to_str().is_some_and(within) {
+            remove_temporary(&path, &|_| true);
+        }
+    }
+}
+
+/// Whether a name is one of those that files and folders have until they are whole.
+fn is_temporary(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    name.starts_with('.') && name.ends_with(".tmp")
 }
 
 /// Makes a rename in `folder` last through a power cut, where the system lets folders be synced.
@@ -136,6 +167,42 @@ mod tests {
         drop(held);
         assert!(lock(&path).unwrap().is_some());
         assert!(lock(&folder.path().join("missing/run.lock")).is_err());
+    }
+
+    #[test]
+    fn what_a_kill_left_is_neither_linked_nor_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["unet", "history/00000004", "mine"] {
+            fs::create_dir_all(at(name)).unwrap();
+            for file in [".weights.77-3.tmp", "weights", ".hidden"] {
+                fs::write(at(name).join(file), b"x").unwrap();
+            }
+        }
+        fs::create_dir(at(".checkpoint-4.tmp")).unwrap();
+        link_or_copy(&at("unet"), &at("copy")).unwrap();
+        let names = |name: &str| {
+            let entries = fs::read_dir(at(name)).unwrap().flatten();
+            let mut names: Vec<_> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names("copy"), [".hidden", "weights"]);
+        remove_temporary(folder.path(), &|name| ["unet", "history"].contains(&name));
+        assert_eq!(names("."), ["copy", "history", "mine", "unet"]);
+        assert_eq!((names("unet"), names("history/00000004")), (names("copy"), names("copy")));
+        assert_eq!(names("mine").len(), 3, "a folder that was not named");
+    }
+
+    #[test]
+    fn a_copy_has_all_bytes_and_replaces_nothing_on_failure() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("a"), folder.path().join("b"));
+        fs::write(&from, vec![7; 100_000]).unwrap();
+        copy_synced(&from, &to).unwrap();
+        assert_eq!(fs::read(&to).unwrap(), vec![7; 100_000]);
+        assert!(copy_synced(&folder.path().join("none"), &to).is_err());
+        assert_eq!(fs::read(&to).unwrap().len(), 100_000);
     }
 
     #[test]

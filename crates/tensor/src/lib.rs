@@ -18,4 +18,4 @@ pub use files::{read_text, sha256_file, write_atomic};
 pub use params::{Init, ParamPath, Params};
 pub use random::NoiseKey;
 pub use tch::{self, Device, Kind, Tensor};
-pub use weights::{Part, WeightFile, write_weights};
+pub use weights::{Part, WeightFile, write_weights, write_weights_in};

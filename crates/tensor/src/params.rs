@@ -38,6 +38,8 @@ pub struct Params {
     source: Source,
     device: Device,
     kind: Kind,
+    /// Tensors that take the values, by name.
+    places: BTreeMap<String, Tensor>,
     state: RefCell<State>,
 }
 
@@ -75,7 +77,13 @@ impl Params {
     }
 
     fn new(origin: PathBuf, source: Source, device: Device, kind: Kind) -> Self {
-        Self { origin, source, device, kind, state: RefCell::default() }
+        Self { origin, source, device, kind, places: BTreeMap::new(), state: RefCell::default() }
+    }
+
+    /// Puts stored values into `places`, by name, and hands these out: a network that is read again needs no second copy of
+    /// itself. Where something does not fit, those before it have been replaced.
+    pub fn into_places(self, places: BTreeMap<String, Tensor>) -> Self {
+        Self { places, ..self }
     }
 
     /// The path of the network itself.
@@ -148,7 +156,17 @@ impl Params {
                 None => return Err(format!("missing `{name}`: expected shape {shape:?}")),
             },
         };
-        stored.f_to_device(self.device).and_then(|t| t.f_to_kind(self.kind)).map_err(|e| format!("`{name}`: {e}"))
+        let put = match self.places.get(name) {
+            Some(place) if place.size() != shape => {
+                return Err(format!("`{name}`: expected a place of shape {shape:?}, found {:?}", place.size()));
+            }
+            Some(place) => {
+                let (_frozen, mut place) = (tch::no_grad_guard(), place.shallow_clone());
+                place.f_copy_(&stored).map(|()| place)
+            }
+            None => stored.f_to_device(self.device).and_then(|t| t.f_to_kind(self.kind)),
+        };
+        put.map_err(|e| format!("`{name}`: {e}"))
     }
 }
 
@@ -226,6 +244,26 @@ mod tests {
             assert!(message.contains(part), "{message}");
         }
         assert!(!message.contains("a.weight") && !message.contains("pos_ids"), "{message}");
+    }
+
+    #[test]
+    fn values_are_put_where_a_network_has_them_already() {
+        let number = |value: f64, kind| Tensor::full([2], value, (kind, Device::Cpu));
+        let place = number(0.0, Kind::Float).set_requires_grad(true);
+        let stored =
+            BTreeMap::from([("a".to_owned(), number(3.0, Kind::Double)), ("b".into(), number(4.0, Kind::Float))]);
+        let read = |place: &Tensor, shape: &[i64]| {
+            let copies = stored.iter().map(|(name, tensor)| (name.clone(), tensor.copy())).collect();
+            let params = Params::from_tensors("x.safetensors", copies, Device::Cpu, Kind::Float)
+                .into_places(BTreeMap::from([("a".to_owned(), place.shallow_clone())]));
+            let (a, b) = (params.root().get("a", &[2], Init::Zeros), params.root().get("b", shape, Init::Zeros));
+            params.finish().map(|_| (a, b))
+        };
+        let (a, b) = read(&place, &[2]).unwrap();
+        assert!(a.data_ptr() == place.data_ptr() && place.requires_grad());
+        assert_eq!((place.double_value(&[1]), b.double_value(&[1])), (3.0, 4.0));
+        let message = read(&number(0.0, Kind::Float).repeat([2]), &[2]).unwrap_err().to_string();
+        assert!(message.contains("`a`: expected a place of shape [2], found [4]"), "{message}");
     }
 
     #[test]

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use super::saved::Saved;
+use super::saved::{Saved, SavedState};
 use crate::error::Result;
 
 /// Added to squared gradients.
@@ -117,50 +117,44 @@ impl Adafactor {
 
     /// Bytes of the moments.
     pub fn state_bytes(&self) -> u64 {
-        let numbers = |moment: &Moment| match moment {
-            Moment::Whole(second) => second.numel(),
-            Moment::Factored { row, column } => row.numel() + column.numel(),
-        };
-        self.moments.iter().map(|moment| 4 * numbers(moment) as u64).sum()
+        self.tensors().map(|(_, moment)| 4 * moment.numel() as u64).sum()
     }
 
-    /// The state as tensors: `row.<name>` and `column.<name>`, or `second.<name>`, on the CPU, and `steps`.
+    /// The state as tensors: `row.<name>` and `column.<name>`, or `second.<name>`, sharing the moments' memory, and
+    /// `steps`.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let mut state = BTreeMap::from([("steps".to_string(), Tensor::from_slice(&[self.steps as i64]))]);
-        let mut put = |prefix: &str, name: &str, tensor: &Tensor| {
-            state.insert(format!("{prefix}.{name}"), tensor.detach().to_device(Device::Cpu));
-        };
-        for ((name, _), moment) in self.parameters.iter().zip(&self.moments) {
-            match moment {
-                Moment::Whole(second) => put("second", name, second),
-                Moment::Factored { row, column } => {
-                    put("row", name, row);
-                    put("column", name, column);
-                }
-            }
-        }
+        state.extend(self.tensors().map(|(key, moment)| (key, moment.detach())));
         state
     }
 
-    /// Takes back what [`Adafactor::state`] gave, bit for bit. `path` is where it came from, for errors.
+    /// Takes back what [`Adafactor::state`] gave, bit for bit, into the memory that the moments have. `path` is where it
+    /// came from, for errors.
     ///
-    /// Errors: [`crate::Error::Run`] naming the first tensor that is missing, surplus or misshaped; nothing is changed then.
-    pub fn load_state(&mut self, state: BTreeMap<String, Tensor>, path: &Path) -> Result<()> {
-        let mut saved = Saved::new(state, path);
+    /// Errors: [`crate::Error::Run`] naming the first tensor that is missing, surplus or misshaped; nothing is changed
+    /// then. Those of reading, which may leave the moments of neither.
+    pub fn load_state<'s>(&mut self, state: impl Into<SavedState<'s>>, path: &'s Path) -> Result<()> {
+        let mut saved = Saved::new(state.into(), path);
         let steps = saved.steps()?;
-        let mut moment = |(name, parameter): &(String, Tensor)| -> Result<Moment> {
-            let mut take =
-                |prefix: &str, shape: &[i64]| saved.take(&format!("{prefix}.{name}"), shape, parameter.device());
-            match shapes(&parameter.size()) {
-                Some([row, column]) => {
-                    Ok(Moment::Factored { row: take("row", &row)?, column: take("column", &column)? })
-                }
-                None => Ok(Moment::Whole(take("second", &parameter.size())?)),
-            }
-        };
-        let moments = self.parameters.iter().map(&mut moment).collect::<Result<Vec<_>>>()?;
+        self.tensors().try_for_each(|(key, moment)| saved.expect(&key, &moment.size()))?;
         saved.finish()?;
-        (self.moments, self.steps) = (moments, steps);
+        self.tensors().try_for_each(|(key, moment)| saved.copy_into(&key, moment))?;
+        self.steps = steps;
         Ok(())
+    }
+
+    /// As new: before the first update.
+    pub fn reset(&mut self) {
+        let _guard = tch::no_grad_guard();
+        self.tensors().for_each(|(_, moment)| drop(moment.shallow_clone().zero_()));
+        self.steps = 0;
+    }
+
+    /// The moments by their keys in [`Adafactor::state`].
+    fn tensors(&self) -> impl Iterator<Item = (String, &Tensor)> {
+        self.parameters.iter().zip(&self.moments).flat_map(|((name, _), moment)| match moment {
+            Moment::Whole(second) => vec![(format!("second.{name}"), second)],
+            Moment::Factored { row, column } => vec![(format!("row.{name}"), row), (format!("column.{name}"), column)],
+        })
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tch::Tensor;
 
-use super::saved::Saved;
+use super::saved::{Saved, SavedState};
 use crate::error::Result;
 
 /// AdamW's constants besides the learning rate.
@@ -76,31 +76,43 @@ impl AdamW {
         self.first.iter().chain(&self.second).map(|moment| 4 * moment.numel() as u64).sum()
     }
 
-    /// The state as tensors: `first.<name>`, `second.<name>` (shapes of the parameters, on the CPU) and `steps` (i64, one number).
+    /// The state as tensors: `first.<name>`, `second.<name>` (shapes of the parameters, sharing the moments' memory) and
+    /// `steps` (i64, one number).
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let mut state = BTreeMap::from([("steps".to_string(), Tensor::from_slice(&[self.steps as i64]))]);
         for (i, (name, _)) in self.parameters.iter().enumerate() {
-            state.insert(format!("first.{name}"), self.first[i].detach().to_device(tch::Device::Cpu));
-            state.insert(format!("second.{name}"), self.second[i].detach().to_device(tch::Device::Cpu));
+            state.insert(format!("first.{name}"), self.first[i].detach());
+            state.insert(format!("second.{name}"), self.second[i].detach());
         }
         state
     }
 
-    /// Takes back what [`AdamW::state`] gave, bit for bit. `path` is where it came from, for errors.
+    /// Takes back what [`AdamW::state`] gave, bit for bit, into the memory that the moments have. `path` is where it
+    /// came from, for errors.
     ///
-    /// Errors: [`crate::Error::Run`] naming the first tensor that is missing, surplus or misshaped; nothing is changed then.
-    pub fn load_state(&mut self, state: BTreeMap<String, Tensor>, path: &Path) -> Result<()> {
-        let mut saved = Saved::new(state, path);
+    /// Errors: [`crate::Error::Run`] naming the first tensor that is missing, surplus or misshaped; nothing is changed
+    /// then. Those of reading, which may leave the moments of neither.
+    pub fn load_state<'s>(&mut self, state: impl Into<SavedState<'s>>, path: &'s Path) -> Result<()> {
+        let mut saved = Saved::new(state.into(), path);
         let steps = saved.steps()?;
-        let mut take = |prefix: &str| -> Result<Vec<Tensor>> {
-            let one = |(name, parameter): &(String, Tensor)| {
-                saved.take(&format!("{prefix}.{name}"), &parameter.size(), parameter.device())
-            };
-            self.parameters.iter().map(one).collect()
-        };
-        let (first, second) = (take("first")?, take("second")?);
+        for (name, parameter) in &self.parameters {
+            for moment in ["first", "second"] {
+                saved.expect(&format!("{moment}.{name}"), &parameter.size())?;
+            }
+        }
         saved.finish()?;
-        (self.first, self.second, self.steps) = (first, second, steps);
+        for (i, (name, _)) in self.parameters.iter().enumerate() {
+            saved.copy_into(&format!("first.{name}"), &self.first[i])?;
+            saved.copy_into(&format!("second.{name}"), &self.second[i])?;
+        }
+        self.steps = steps;
         Ok(())
+    }
+
+    /// As new: before the first update.
+    pub fn reset(&mut self) {
+        let _guard = tch::no_grad_guard();
+        self.first.iter_mut().chain(&mut self.second).for_each(|moment| drop(moment.zero_()));
+        self.steps = 0;
     }
 }

@@ -10,6 +10,7 @@ pub use adafactor::Adafactor;
 pub use adamw::{AdamW, AdamWOptions};
 pub use ema::Ema;
 pub use lr_schedule::LrSchedule;
+pub use saved::SavedState;
 
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
@@ -75,7 +76,7 @@ impl Optimizer {
         }
     }
 
-    /// The state as tensors, on the CPU.
+    /// The state as tensors, which share the optimizer's memory.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         match self {
             Self::AdamW(optimizer) => optimizer.state(),
@@ -83,11 +84,20 @@ impl Optimizer {
         }
     }
 
-    /// Takes back what [`Optimizer::state`] gave, bit for bit. Errors: naming the first tensor that does not fit.
-    pub fn load_state(&mut self, state: BTreeMap<String, Tensor>, path: &Path) -> Result<()> {
+    /// Takes back what [`Optimizer::state`] gave, bit for bit, one tensor at a time. Errors: naming the first tensor that
+    /// does not fit, before anything is changed; those of reading.
+    pub fn load_state<'s>(&mut self, state: impl Into<SavedState<'s>>, path: &'s Path) -> Result<()> {
         match self {
             Self::AdamW(optimizer) => optimizer.load_state(state, path),
             Self::Adafactor(optimizer) => optimizer.load_state(state, path),
+        }
+    }
+
+    /// As new: before the first update.
+    pub fn reset(&mut self) {
+        match self {
+            Self::AdamW(optimizer) => optimizer.reset(),
+            Self::Adafactor(optimizer) => optimizer.reset(),
         }
     }
 }

@@ -62,7 +62,7 @@ fn state_continues_bit_for_bit() {
     };
     let mut whole = start(&file);
     run(&mut whole, 0..10);
-    let saved = whole.state().into_iter().map(|(k, v)| (k, v.copy())).collect();
+    let saved: BTreeMap<_, _> = whole.state().into_iter().map(|(k, v)| (k, v.copy())).collect();
     let values: Vec<_> = whole.parameters().iter().map(|(n, p)| (n.clone(), p.copy())).collect();
     run(&mut whole, 10..20);
     let mut resumed = AdamW::new(values, OPTIONS);
@@ -71,6 +71,9 @@ fn state_continues_bit_for_bit() {
     for (one, other) in whole.parameters().iter().zip(resumed.parameters()) {
         assert!(one.1.equal(&other.1));
     }
+    resumed.reset();
+    assert_eq!(resumed.steps(), 0);
+    assert_eq!(resumed.state(), start(&file).state());
 }
 
 #[test]
@@ -90,6 +93,35 @@ fn state_of_another_model_is_refused_by_tensor_name() {
     let message =
         refused(&mut optimizer, &|s| drop(s.insert("other".into(), Tensor::zeros([2], (Kind::Float, Device::Cpu)))));
     assert!(message.contains("`other`"));
+}
+
+/// From a file, one tensor at a time, into the moments' own memory; what does not fit changes nothing.
+#[test]
+fn state_is_read_from_a_file_in_place() {
+    let (file, folder) = (fixture(), tempfile::tempdir().unwrap());
+    let path = folder.path().join("optimizer.safetensors");
+    let written = |state: &BTreeMap<String, Tensor>| {
+        seedpo_tensor::write_weights(&path, state, &BTreeMap::new()).unwrap();
+        WeightFile::open(&path).unwrap()
+    };
+    let mut whole = start(&file);
+    (0..3).for_each(|step| whole.step(&gradients(&file, step).0, 1e-2).unwrap());
+    let state = whole.state();
+    let mut resumed = start(&file);
+    let places: Vec<_> = resumed.state().into_iter().filter(|(name, _)| name != "steps").collect();
+    resumed.load_state(&written(&state), &path).unwrap();
+    assert_eq!((resumed.steps(), resumed.state()), (3, state));
+    for (name, place) in places {
+        assert_eq!(place.data_ptr(), resumed.state()[&name].data_ptr(), "{name}");
+    }
+    let mut lacking = adafactor(&file).state();
+    assert!(resumed.load_state(&written(&lacking), &path).unwrap_err().to_string().contains("first.a"));
+    assert_eq!(resumed.state(), whole.state());
+    let mut other = adafactor(&file);
+    lacking.insert("row.a".into(), Tensor::ones([1], (Kind::Float, Device::Cpu)));
+    let message = other.load_state(&written(&lacking), &path).unwrap_err().to_string();
+    assert!(message.contains("`row.a`: expected f32") && message.contains("[1]"), "{message}");
+    assert_eq!(other.state(), adafactor(&file).state());
 }
 
 const ADAFACTOR: [&str; 4] = ["a", "b", "c", "d"];
@@ -125,7 +157,7 @@ fn adafactor_continues_bit_for_bit_and_refuses_adamw() {
     let file = fixture();
     let mut whole = adafactor(&file);
     (0..10).for_each(|step| adafactor_step(&mut whole, &file, step));
-    let saved = whole.state().into_iter().map(|(k, v)| (k, v.copy())).collect();
+    let saved: BTreeMap<_, _> = whole.state().into_iter().map(|(k, v)| (k, v.copy())).collect();
     let values: Vec<_> = whole.parameters().iter().map(|(n, p)| (n.clone(), p.copy())).collect();
     let mut resumed = Adafactor::new(values, 1e-2);
     resumed.load_state(saved, Path::new("x")).unwrap();
@@ -136,6 +168,8 @@ fn adafactor_continues_bit_for_bit_and_refuses_adamw() {
     for (one, other) in whole.parameters().iter().zip(resumed.parameters()) {
         assert!(one.1.equal(&other.1));
     }
+    resumed.reset();
+    assert_eq!(resumed.state(), adafactor(&file).state());
     let message = resumed.load_state(start(&file).state(), Path::new("x")).unwrap_err().to_string();
     assert!(message.contains("`row.a`"), "{message}");
 }

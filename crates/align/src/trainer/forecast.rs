@@ -5,6 +5,8 @@ use super::pieces::Bench;
 use crate::error::Result;
 use crate::forecast::{Cost, Forecast, Measured, Piece, Span};
 use crate::method::PairsFrom;
+use seedpo_model::FinetuningType;
+use seedpo_tensor::Kind;
 use seedpo_tensor::memory::{capacity_bytes, peak_rss_bytes, settled_rss_bytes};
 
 /// Seconds up to which a pass is short.
@@ -33,6 +35,7 @@ impl Trainer<'_> {
     pub fn forecast(&mut self, full: bool) -> Result<Forecast> {
         let device = self.parts.model.device();
         let bench = self.bench()?;
+        self.allocate_gradients()?;
         let (at_rest, plan) = (settled_rss_bytes(), self.plan());
         let capacity = capacity_bytes(device);
         let mut pieces = Vec::new();
@@ -62,6 +65,19 @@ impl Trainer<'_> {
         let update = span(&[(Piece::Training, plan.update)]);
         let whole = self.whole(&plan, iteration, previews);
         Ok(Forecast { at_rest, peak, capacity, update, iteration, previews, whole, checkpointed, pieces })
+    }
+
+    /// Makes the gradients of whole weights, zeros, which stay from the first update on while pictures are drawn and judged
+    /// too. An adapter's are small.
+    fn allocate_gradients(&self) -> Result<()> {
+        if self.weights.finetuning_type() == FinetuningType::Full {
+            for (_, parameter) in self.optimizer.parameters() {
+                if !parameter.grad().defined() {
+                    tch::with_grad(|| parameter.f_sum(Kind::Float)?.f_mul_scalar(0.0)?.f_backward())?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn piece(

@@ -1,6 +1,5 @@
 //! Carrying out what the guard decides (docs/stability.md).
 
-use super::state::State;
 use super::{PromptStream, Trainer, previewed_step};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -114,23 +113,22 @@ impl Trainer<'_> {
     /// Goes back to the newest checkpoint, or, where the last roll-back led there already, to the one before it;
     /// without a checkpoint to the beginning. Returns its step. Newer checkpoints and the records after it are dropped.
     fn roll_back(&mut self) -> Result<u64> {
+        // Neither what is taken back nor what is half read is to be saved.
+        self.half_changed = true;
         let run = self.parts.run.clone();
         let mut steps = Checkpoint::list(run.path())?;
         if self.rolled_back_to.is_some_and(|step| steps.last() == Some(&step)) {
             steps.pop();
         }
         let checkpoint = steps.last().map(|step| Checkpoint::of_step(run.path(), *step)).transpose()?;
-        let state = State::load(&self.parts.config, &self.method, self.parts.model, run.path(), checkpoint)?;
-        let step = state.position.step;
+        let step = checkpoint.as_ref().map_or(0, |c| c.position.step);
+        let guard = checkpoint.as_ref().map(|c| c.guard.clone()).unwrap_or_default();
+        self.restore(checkpoint)?;
         Checkpoint::discard_after(run.path(), step);
         run.roll_back(step)?;
-        self.guard.rolled_back_to(state.guard);
-        (self.weights, self.rollout, self.optimizer) = (state.weights, state.rollout, state.optimizer);
-        (self.average, self.references) = (state.average, state.references);
-        (self.position, self.saved, self.rolled_back_to) = (state.position, state.saved, Some(step));
-        (self.rewards_before, self.rewards) = (state.rewards.clone(), state.rewards);
-        // Other samples are drawn from here on: an iteration that was under way begins anew.
-        self.position.updates_done = 0;
+        self.guard.rolled_back_to(guard);
+        self.rolled_back_to = Some(step);
+        self.half_changed = false;
         self.previewed = previewed_step(&run, step)?;
         self.stream = self.prompt_stream();
         // What was decoded ahead was for the other order.

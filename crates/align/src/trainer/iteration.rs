@@ -132,10 +132,6 @@ impl Trainer<'_> {
             if let Turn::RolledBack = turned {
                 return Ok(Finished::Completed);
             }
-            if let Turn::Applied(_) = turned {
-                self.position.step += 1;
-                self.references.follow(self.position.step, &self.weights, self.parts.model)?;
-            }
             self.position.updates_done += 1;
             if turn + 1 == groups.len() {
                 self.next_iteration();
@@ -216,6 +212,9 @@ impl Trainer<'_> {
                 (verdict, Some((means, passes, gradients, grad_norm)))
             }
         };
+        // Not held while another one may be read.
+        let reference_step = reference.step;
+        drop(reference);
         let (means, passes, gradients, grad_norm) = match (self.carry_out(verdict, observer)?, done) {
             (Turn::Applied(()), Some(done)) => done,
             (Turn::RolledBack, _) => return Ok(Turn::RolledBack),
@@ -224,18 +223,30 @@ impl Trainer<'_> {
         let lr = self.parts.config.learning_rate
             * self.schedule.factor(self.position.step)
             * self.guard.learning_rate_factor();
-        self.optimizer.step(&gradients, lr)?;
-        if let Some(average) = &mut self.average {
-            average.step(&self.weights, self.position.step + 1)?;
-        }
         let mut metrics = self.metrics(this, samples, means, first);
+        self.apply(&gradients, lr)?;
         metrics.grad_norm = grad_norm;
         metrics.learning_rate = lr;
-        metrics.reference_step = reference.step;
+        metrics.reference_step = reference_step;
         metrics.seconds_rollout += sampling.seconds;
         metrics.seconds_train = started.elapsed().as_secs_f64() - sampling.seconds;
         metrics.unet_evaluations += passes + sampling.cost.evaluations;
         Ok(Turn::Applied(metrics))
+    }
+
+    /// Moves the parameters, what follows them and the count, which belong together: between the first and the last of it
+    /// there is no state worth saving.
+    fn apply(&mut self, gradients: &[Tensor], lr: f64) -> Result<()> {
+        let step = self.position.step + 1;
+        self.half_changed = true;
+        self.optimizer.step(gradients, lr)?;
+        if let Some(average) = &mut self.average {
+            average.step(&self.weights, step)?;
+        }
+        self.references.follow(step, &self.weights, self.parts.model)?;
+        self.position.step = step;
+        self.half_changed = false;
+        Ok(())
     }
 
     /// Adds up the gradients of all batches in the parameters' `.grad`; returns the statistics and how many single-image

@@ -93,6 +93,9 @@ pub struct Trainer<'a> {
     optimizer: Optimizer,
     average: Option<Average>,
     position: Position,
+    /// Weights, moments and position are not of one update: one failed while it was applied, or taken back. Nothing is saved
+    /// of that.
+    half_changed: bool,
     /// The weights (an adapter unmerged) that draw, or drew, the current iteration's samples.
     rollout: Option<PolicyWeights>,
     references: References,
@@ -171,6 +174,7 @@ impl<'a> Trainer<'a> {
             optimizer,
             average,
             position,
+            half_changed: false,
             rollout,
             references,
             saved,
@@ -206,15 +210,22 @@ impl<'a> Trainer<'a> {
         &self.weights
     }
 
+    /// What it is trained by, with its moments.
+    pub fn optimizer(&self) -> &Optimizer {
+        &self.optimizer
+    }
+
     /// Trains to the end, or until `stop` is set.
     ///
     /// Errors: those of sampling, judging, saving; non-finite numbers; a failed on-policy check. Each says where it
-    /// happened and which checkpoint is intact; nothing is written from the bad state.
+    /// happened and which checkpoint is intact; nothing is written from the bad state. After an error while an update was
+    /// applied the weights are those of no update: go on with a new trainer, from a checkpoint.
     pub fn run(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Finished> {
         let settings = self.effective_settings()?;
         observer.on_start(&settings).map_err(Error::Observer)?;
         let outcome = self.run_loop(observer, stop);
         match outcome {
+            Err(error) if self.half_changed => Err(self.located(error)),
             // Whatever a stopped rollout returned, the state on hand is that of the last finished update.
             Err(_) if stop.load(Ordering::Relaxed) => self.interrupted(observer),
             Err(error) => {

@@ -3,7 +3,7 @@
 //! With an adapter a policy is a few megabytes, so that all of its past stays in memory; the base exists once. A whole U-Net
 //! is gigabytes: its snapshots lie on disk, and the one that is asked is in memory.
 
-use crate::checkpoint::Role;
+use crate::checkpoint::{HISTORY_FOLDER, Role};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::method::{Method, ReferencePolicy};
@@ -11,10 +11,6 @@ use seedpo_model::{DiffusionModel, FinetuningType, PolicyWeights};
 use seedpo_tensor::{Device, NoiseKey, files};
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// Folder of the snapshots: a file or folder per snapshot, named by its update. In a checkpoint, and for whole U-Nets at the
-/// top of the run folder.
-const HISTORY_FOLDER: &str = "reference_history";
 
 /// The reference policies of a run.
 pub struct References {
@@ -52,17 +48,27 @@ impl References {
     /// The references of a run in the folder `run` that begins with `weights`.
     pub fn begin(config: &TrainConfig, method: &Method, weights: &PolicyWeights, run: &Path) -> Result<Self> {
         let ema = (method.reference == ReferencePolicy::Ema).then(|| weights.detached()).transpose()?;
-        Ok(Self {
+        Ok(Self { ema, ..Self::none(config, method, weights.finetuning_type(), run) })
+    }
+
+    /// No policy but the base yet.
+    fn none(config: &TrainConfig, method: &Method, finetuning: FinetuningType, run: &Path) -> Self {
+        Self {
             kind: method.reference,
-            finetuning: weights.finetuning_type(),
+            finetuning,
             seed: config.seed,
             every: config.reference_save_steps,
             decay: config.reference_ema_decay,
             run: run.to_path_buf(),
             history: Vec::new(),
             read: None,
-            ema,
-        })
+            ema: None,
+        }
+    }
+
+    /// Gives back the memory of all policies: the next thing is to load others in the place of these.
+    pub fn drop_weights(&mut self) {
+        (self.history, self.read, self.ema) = (Vec::new(), None, None);
     }
 
     /// The references of the checkpoint in `folder`, written after update `step`.
@@ -76,7 +82,7 @@ impl References {
         (folder, step): (&Path, u64),
         model: &DiffusionModel,
     ) -> Result<Self> {
-        let mut this = Self::begin(config, method, weights, run)?;
+        let mut this = Self::none(config, method, weights.finetuning_type(), run);
         let there = |path: PathBuf| {
             if path.exists() {
                 return Ok(path);
@@ -86,7 +92,7 @@ impl References {
             Err(Error::Run { path, reason: reason.into() })
         };
         let read = |path: PathBuf| Ok::<_, Error>(PolicyWeights::load_frozen(&path, model, this.finetuning)?);
-        if this.ema.is_some() {
+        if this.kind == ReferencePolicy::Ema {
             this.ema = Some(read(there(folder.join(Role::Reference.place(this.finetuning)))?)?);
         }
         for taken in this.snapshots(step) {

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use seedpo_model::{DiffusionModel, FinetuningType, LoadOptions, PolicyWeights};
 use seedpo_tensor::{Kind, read_text};
 
-use super::lora_config;
 use super::reference::References;
+use super::{Trainer, lora_config};
 use crate::checkpoint::{Checkpoint, Position, REWARDS_FILE, Role};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
@@ -62,52 +62,111 @@ impl State {
     ) -> Result<Self> {
         let finetuning = config.finetuning()?;
         let place = |c: &Checkpoint, role: Role| c.folder.join(role.place(finetuning));
-        let frozen = |c: &Checkpoint, role| PolicyWeights::load_frozen(&place(c, role), model, finetuning);
         let weights = match &checkpoint {
             Some(c) => PolicyWeights::load_trained(&place(c, Role::Trained), model, finetuning)?,
             None => initial(config, model)?,
         };
         let rollout = match &checkpoint {
-            Some(c) if c.position.updates_done > 0 && samples_itself(config, method) => Some(frozen(c, Role::Rollout)?),
+            Some(c) if c.position.updates_done > 0 && samples_itself(config, method) => {
+                Some(PolicyWeights::load_frozen(&place(c, Role::Rollout), model, finetuning)?)
+            }
             _ => None,
         };
-        let references = match &checkpoint {
-            Some(c) => References::load(config, method, &weights, run, (&c.folder, c.position.step), model)?,
-            None => References::begin(config, method, &weights, run)?,
-        };
         let mut optimizer = Optimizer::from_settings(config, weights.trainable())?;
-        let average = match &checkpoint {
-            _ if config.ema_decay == 0.0 => None,
-            Some(c) => Some(frozen(c, Role::Average)?),
-            None => Some(weights.detached()?),
-        };
-        let average = average.map(|weights| Average::new(weights, config.ema_decay));
-        let (mut position, mut saved, mut guard) = (Position::default(), None, GuardState::default());
-        let mut rewards = RewardHistory::default();
-        if let Some(checkpoint) = checkpoint {
-            optimizer.load_state(checkpoint.optimizer, &checkpoint.folder)?;
-            (position, guard) = (checkpoint.position, checkpoint.guard);
-            rewards = read_rewards(&checkpoint.folder)?;
-            saved = Some((position.step, checkpoint.folder));
+        if let Some(c) = &checkpoint {
+            optimizer.load_state(&c.optimizer, &c.folder)?;
         }
+        let references = references(config, method, &weights, run, checkpoint.as_ref(), model)?;
+        let average = average(config, &weights, checkpoint.as_ref(), model)?;
+        let rewards = checkpoint.as_ref().map(|c| read_rewards(&c.folder)).transpose()?.unwrap_or_default();
+        let (position, guard, saved) = match checkpoint {
+            Some(c) => (c.position, c.guard, Some((c.position.step, c.folder))),
+            None => (Position::default(), GuardState::default(), None),
+        };
         Ok(Self { weights, rollout, references, optimizer, average, position, guard, rewards, saved })
+    }
+}
+
+/// The reference policies at `checkpoint`, or at the beginning.
+fn references(
+    config: &TrainConfig,
+    method: &Method,
+    weights: &PolicyWeights,
+    run: &Path,
+    checkpoint: Option<&Checkpoint>,
+    model: &DiffusionModel,
+) -> Result<References> {
+    match checkpoint {
+        Some(c) => References::load(config, method, weights, run, (&c.folder, c.position.step), model),
+        None => References::begin(config, method, weights, run),
+    }
+}
+
+/// The average over updates at `checkpoint`, or at the beginning; `None` where the settings ask for none.
+fn average(
+    config: &TrainConfig,
+    weights: &PolicyWeights,
+    checkpoint: Option<&Checkpoint>,
+    model: &DiffusionModel,
+) -> Result<Option<Average>> {
+    let finetuning = weights.finetuning_type();
+    let average = match checkpoint {
+        _ if config.ema_decay == 0.0 => return Ok(None),
+        Some(c) => PolicyWeights::load_frozen(&c.folder.join(Role::Average.place(finetuning)), model, finetuning)?,
+        None => weights.detached()?,
+    };
+    Ok(Some(Average::new(average, config.ema_decay)))
+}
+
+impl Trainer<'_> {
+    /// Puts weights, moments, averages, references and rewards back to `checkpoint`, or without one to the beginning. What is
+    /// trained is read into the memory that it has, what follows it is dropped before it is read: whole weights may not fit
+    /// twice. An iteration that was under way begins anew.
+    ///
+    /// Errors: a damaged checkpoint; the state is of no update then.
+    pub(super) fn restore(&mut self, checkpoint: Option<Checkpoint>) -> Result<()> {
+        let (config, model) = (&self.parts.config, self.parts.model);
+        self.rollout = None;
+        self.average = None;
+        self.references.drop_weights();
+        match &checkpoint {
+            Some(c) => {
+                let place = c.folder.join(Role::Trained.place(self.weights.finetuning_type()));
+                self.weights.reload(&place, model)?;
+                self.optimizer.load_state(&c.optimizer, &c.folder)?;
+            }
+            None => {
+                self.weights.begin_again(model, (&lora_config(config), config.seed), &file_options(config, model))?;
+                self.optimizer.reset();
+            }
+        }
+        let (run, found) = (self.parts.run.path(), checkpoint.as_ref());
+        self.references = references(config, &self.method, &self.weights, run, found, model)?;
+        self.average = average(config, &self.weights, found, model)?;
+        self.rewards = found.map(|c| read_rewards(&c.folder)).transpose()?.unwrap_or_default();
+        self.rewards_before = self.rewards.clone();
+        self.position = Position { updates_done: 0, ..found.map_or_else(Position::default, |c| c.position) };
+        self.saved = checkpoint.map(|c| (c.position.step, c.folder));
+        Ok(())
     }
 }
 
 /// The weights that a run begins with: the policy is the base.
 fn initial(config: &TrainConfig, model: &DiffusionModel) -> Result<PolicyWeights> {
-    let given = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
     Ok(match config.finetuning()? {
         FinetuningType::Lora => PolicyWeights::lora(model, &lora_config(config), config.seed)?,
-        FinetuningType::Full => {
-            let options = LoadOptions {
-                variant: given(&config.variant),
-                tokenizer: given(&config.tokenizer).map(PathBuf::from),
-                ..LoadOptions::new(model.device(), Kind::Float)
-            };
-            PolicyWeights::full(model, &options)?
-        }
+        FinetuningType::Full => PolicyWeights::full(model, &file_options(config, model))?,
     })
+}
+
+/// What the base was loaded with.
+fn file_options(config: &TrainConfig, model: &DiffusionModel) -> LoadOptions {
+    let given = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+    LoadOptions {
+        variant: given(&config.variant),
+        tokenizer: given(&config.tokenizer).map(PathBuf::from),
+        ..LoadOptions::new(model.device(), Kind::Float)
+    }
 }
 
 /// Whether the run's policy draws samples of its own: not where pictures or stored rollouts are read.

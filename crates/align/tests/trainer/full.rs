@@ -4,6 +4,8 @@ use super::axes::with;
 use super::*;
 use seedpo_align::Role;
 use seedpo_model::FinetuningType;
+use seedpo_tensor::Tensor;
+use std::sync::Mutex;
 
 const FULL: &str = "finetuning_type = 'full'\nlearning_rate = 1e-3";
 
@@ -201,24 +203,32 @@ fn economies_only_change_rounding_for_whole_weights() {
     }
 }
 
-/// A number that is not finite leads back to a checkpoint, or to the beginning, of whole weights too.
+/// Gradients of whole weights stay while pictures are drawn and judged: what is measured there has them in memory.
 #[test]
-fn whole_weights_roll_back() {
-    let model = common::tiny_model();
-    for every in [2, 50] {
-        let folder = tempfile::tempdir().unwrap();
-        let lines = format!(
-            "guard = 'roll-back'\nguard_limit = 1\nvalidation_steps = 0\nnum_train_epochs = 20\nmax_train_steps = 12\n\
-             checkpointing_steps = {every}\nsafeguard = true"
-        );
-        let config = full(folder.path(), "d3po", &lines);
-        let judge = Spoilt { calls: AtomicUsize::new(0), from: 9, value: Some(f64::NAN) };
-        let error = start(&model, &config, &judge).run(&mut Silent, &STOP).unwrap_err().to_string();
-        assert!(error.contains("NaN"), "{error}");
-        let run = RunDir::open(&folder.path().join("run")).unwrap();
-        let rolled = |record: &Record| matches!(record, Record::Guard(event) if event.rolled_back_to.is_some());
-        assert!(run.records().unwrap().iter().any(rolled), "every {every}");
+fn the_forecast_measures_with_gradients_in_memory() {
+    /// Whether all parameters had gradients at each call.
+    struct Looking(Mutex<Vec<Tensor>>, Mutex<Vec<bool>>);
+    impl Judge for Looking {
+        fn name(&self) -> &str {
+            "looking"
+        }
+        fn unit(&self) -> &str {
+            "1"
+        }
+        fn judge(&self, images: &ImageBatch, prompts: &[&str]) -> seedpo_judge::Result<Vec<f64>> {
+            let all = self.0.lock().unwrap().iter().all(|parameter| parameter.grad().defined());
+            self.1.lock().unwrap().push(all);
+            Colourfulness.judge(images, prompts)
+        }
     }
+    let model = common::tiny_model();
+    let folder = tempfile::tempdir().unwrap();
+    let judge = Looking(Mutex::default(), Mutex::default());
+    let mut trainer = start(&model, &full(folder.path(), "spo", ""), &judge);
+    *judge.0.lock().unwrap() = trainer.weights().trainable().into_iter().map(|(_, tensor)| tensor).collect();
+    trainer.forecast(true).unwrap();
+    let seen = judge.1.lock().unwrap();
+    assert!(!seen.is_empty() && seen.iter().all(|all| *all), "{seen:?}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use seedpo_tensor::Params;
+use seedpo_tensor::{Params, WeightFile};
 use tch::{Device, Kind, Tensor};
 
 use super::UNet2DConditionModel;
@@ -66,6 +66,15 @@ impl UNet2DConditionModel {
             let _ = tensor.set_requires_grad(true);
         }
         self
+    }
+
+    /// Takes over the values in `file`, in place, one tensor at a time, cast where the number type differs.
+    ///
+    /// Errors: [`Error::Tensor`] naming every tensor that is missing, surplus or misshaped; the others have been replaced then.
+    pub(crate) fn read_in_place(&self, file: WeightFile) -> Result<()> {
+        let places = self.parameters.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+        let params = Params::from_file(file, self.device, self.kind()).into_places(places);
+        Self::new(self.config.clone(), params).map(drop)
     }
 
     /// Takes over the values of `other`, in place, cast where the number type differs. Errors: [`Error::Argument`] for

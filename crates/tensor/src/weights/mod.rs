@@ -15,7 +15,7 @@ use crate::{Error, Result};
 use view::{Mapped, View};
 
 pub use view::Part;
-pub use write::write_weights;
+pub use write::{write_weights, write_weights_in};
 
 /// Named tensors in one file or several, opened and checked; they are copied out one at a time.
 ///
