@@ -148,6 +148,8 @@ fn kohyas_original_block_names_and_any_alpha_are_read() {
     assert!(scales(&with_alpha(Some(Tensor::from(6i64))).unwrap()).iter().all(|alpha| *alpha == 6.0));
     let half = Tensor::from(6.5f32).to_kind(Kind::Half);
     assert!(scales(&with_alpha(Some(half)).unwrap()).iter().all(|alpha| *alpha == 6.5));
+    // As in diffusers; sd-scripts takes it for the rank.
+    assert!(scales(&with_alpha(Some(Tensor::from(0f32))).unwrap()).iter().all(|alpha| *alpha == 0.0));
     let none = with_alpha(None).unwrap();
     assert!(none.paths().all(|path| matches!(none.delta(path), Some(Delta::LowRank { scale, .. }) if *scale == 1.0)));
     let message = with_alpha(Some(Tensor::from_slice(&[1f32, 2.0]))).unwrap_err().to_string();
