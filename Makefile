@@ -71,7 +71,7 @@ parity: build python ## the U-Nets of SD 1.5 and SDXL at full width against diff
 
 judge-parity: build python ## the judges at full width against their references (6 GB of memory and disk)
 	$(VENV) -m pip install --quiet --no-deps open_clip_torch torchvision==0.26.0 ftfy regex wcwidth timm
-	$(VENV) python/judge_parity.py --bf16
+	$(VENV) python/judge_parity.py --bf16 --head crates/judge/tests/fixtures/sac+logos+ava1-l14-linearMSE.pth
 
 judge-bench: build python ## pictures a second of each judge, beside PyTorch
 	$(VENV) -m pip install --quiet --no-deps open_clip_torch torchvision==0.26.0 ftfy regex wcwidth timm
