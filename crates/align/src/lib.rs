@@ -26,7 +26,7 @@ pub use config::TrainConfig;
 pub use error::{Error, Result};
 pub use forecast::Forecast;
 pub use method::{Likelihood, METHODS, Method, PairsFrom, ReferencePolicy, Shaping};
-pub use metrics::{GuardEvent, Heldout, PreviewMetrics, Record, UpdateMetrics, WatchEvent};
+pub use metrics::{GuardEvent, Heldout, MemberScores, PreviewMetrics, Record, UpdateMetrics, WatchEvent};
 pub use observer::{EffectiveSettings, Observer, ObserverError, Phase, Preview, Silent};
 pub use prompts::{load_prompts, read_prompts};
 pub use run_dir::RunDir;

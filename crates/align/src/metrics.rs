@@ -1,5 +1,6 @@
 //! What a run records: one line per update, per preview and per event of the guard in `metrics.jsonl`.
 
+use seedpo_judge::{Judge, Statistics};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -51,6 +52,9 @@ pub struct UpdateMetrics {
     pub reward_min: f64,
     /// Their maximum.
     pub reward_max: f64,
+    /// What each judge of an ensemble gave, by its name: all pictures scored in this iteration, a step's candidates too.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub judges: BTreeMap<String, MemberScores>,
     /// Pairs of this iteration that are trained on.
     pub pairs_kept: u64,
     /// Pairs of this iteration that were tied or below the threshold.
@@ -77,6 +81,9 @@ pub struct PreviewMetrics {
     /// The judge's score of each image, prompt by prompt; empty in runs of a version that did not keep them.
     #[serde(default)]
     pub scores: Vec<f64>,
+    /// What each judge of an ensemble gave them, by its name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub judges: BTreeMap<String, MemberScores>,
     /// The first held-out judge's mean score, where one is set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heldout_mean: Option<f64>,
@@ -91,6 +98,23 @@ pub struct PreviewMetrics {
     pub measured: BTreeMap<String, f64>,
     /// Seconds to draw and judge them.
     pub seconds: f64,
+}
+
+/// The scores of one judge among several that are trained on as one, as it gives them: not normalised.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct MemberScores {
+    /// Their mean.
+    pub mean: f64,
+    /// Their standard deviation (population).
+    pub std: f64,
+}
+
+impl MemberScores {
+    /// By name, of what an ensemble's judges gave since this was last asked for; none for a judge that is one.
+    pub fn take(judge: &dyn Judge) -> BTreeMap<String, Self> {
+        let named = |Statistics { judge, mean, std, .. }| (judge, Self { mean, std });
+        judge.take_statistics().into_iter().map(named).collect()
+    }
 }
 
 /// A held-out judge's scores of the previews.

@@ -274,6 +274,7 @@ const FREE_KEYS: &[&str] = &[
     "dataloader_num_workers",
     "bad_rows_limit",
     "judge_background",
+    "judge_timeout",
     // These change rounding at most, and an allocation that failed asks for them.
     "train_micro_batch_size",
     "rollout_batch_size",

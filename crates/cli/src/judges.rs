@@ -2,18 +2,42 @@
 
 use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
-use seedpo_judge::{Judge, JudgeInfo, JudgeOptions, JudgeSpec};
+use seedpo_judge::{EXEC_TIMEOUT, Judge, JudgeInfo, JudgeOptions, JudgeSpec};
 use seedpo_tensor::{Device, Kind};
 
 use crate::context::Context;
 use crate::{hub, models};
 
-/// Builds a judge. Errors: its weights are not there and cannot be fetched, or do not fit.
-pub fn build(spec: &JudgeSpec, device: Device, kind: Kind, context: &Context) -> Result<Box<dyn Judge>> {
+/// What the commands that score take beside the judges' names.
+#[derive(clap::Args, Debug)]
+pub struct JudgeFlags {
+    /// Seconds that an exec: judge may take for one batch of pictures; five times as many for its first.
+    #[arg(long, value_name = "SECONDS", default_value_t = EXEC_TIMEOUT.as_secs(), value_parser = clap::value_parser!(u64).range(1..=86400))]
+    judge_timeout: u64,
+}
+
+impl JudgeFlags {
+    /// How long an external scorer may take for one batch.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs(self.judge_timeout)
+    }
+}
+
+/// Builds a judge; an external one may take `exec_timeout` for a batch.
+///
+/// Errors: its weights are not there and cannot be fetched, or do not fit.
+pub fn build(
+    spec: &JudgeSpec,
+    device: Device,
+    kind: Kind,
+    exec_timeout: Duration,
+    context: &Context,
+) -> Result<Box<dyn Judge>> {
     let batch_size = if device == Device::Cpu { 8 } else { 32 };
-    let options = JudgeOptions { device, kind, batch_size };
+    let options = JudgeOptions { device, kind, batch_size, exec_timeout };
     Ok(spec.build(&options, &mut |info, location| locate(info, location, context))?)
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use seedpo_align::metrics::{GuardEvent, PreviewMetrics, UpdateMetrics, WatchEvent};
+use seedpo_align::metrics::{GuardEvent, MemberScores, PreviewMetrics, UpdateMetrics, WatchEvent};
 use seedpo_align::observer::{EffectiveSettings, Observer, ObserverError, Phase, Preview};
 use seedpo_evaluate::tensorboard::EventWriter;
 use seedpo_evaluate::{mean_diversity, mean_kernel_entropies};
@@ -88,7 +88,10 @@ impl Observer for RunObserver {
         );
         self.progress.message(self.last.trim_start());
         self.progress.advance(1);
-        self.events.scalars(m.step as i64, &scalars(m))?;
+        let judges: Vec<_> = by_judge("reward/judge", &m.judges).collect();
+        let mut values = scalars(m);
+        values.extend(judges.iter().map(|(tag, value)| (tag.as_str(), *value)));
+        self.events.scalars(m.step as i64, &values)?;
         Ok(())
     }
 
@@ -128,7 +131,7 @@ impl Observer for RunObserver {
         values.extend(m.kl_to_reference.map(|kl| ("preview/kl_to_reference", kl)));
         let diversity = m.measured.iter().map(|(name, value)| (format!("diversity/{name}"), *value));
         let heldout = m.heldout.iter().map(|(judge, score)| (format!("preview/heldout/{judge}"), score.mean));
-        let tags: Vec<(String, f64)> = diversity.chain(heldout).collect();
+        let tags: Vec<(String, f64)> = diversity.chain(heldout).chain(by_judge("preview/judge", &m.judges)).collect();
         values.extend(tags.iter().map(|(tag, value)| (tag.as_str(), *value)));
         self.events.scalars(m.step as i64, &values)?;
         let rmse = m.measured.get("rmse").map(|v| format!(", diversity (RMSE) {v:.4}")).unwrap_or_default();
@@ -143,7 +146,12 @@ impl Observer for RunObserver {
     }
 }
 
-fn scalars(m: &UpdateMetrics) -> Vec<(&'static str, f64)> {
+/// The mean of each judge of an ensemble, tagged with its name below `tag`.
+fn by_judge<'a>(tag: &'a str, judges: &'a BTreeMap<String, MemberScores>) -> impl Iterator<Item = (String, f64)> + 'a {
+    judges.iter().map(move |(judge, scores)| (format!("{tag}/{judge}"), scores.mean))
+}
+
+fn scalars(m: &UpdateMetrics) -> Vec<(&str, f64)> {
     let mut values = vec![
         ("train/loss", m.loss),
         ("train/implicit_accuracy", m.implicit_accuracy),

@@ -273,7 +273,7 @@ fn value_text(value: &Value) -> Option<String> {
 pub fn heading(key: &str) -> &'static str {
     match key {
         "model" | "variant" | "prediction_type" | "tokenizer" | "prompts" | "prompts_file" | "judge"
-        | "judge_scale" | "judge_dtype" | "judge_device" | "judge_background" | "heldout_judge" => {
+        | "judge_scale" | "judge_dtype" | "judge_device" | "judge_background" | "judge_timeout" | "heldout_judge" => {
             "Model, prompts, judges"
         }
         "pairs_file"

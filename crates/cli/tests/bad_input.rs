@@ -199,6 +199,52 @@ fn an_unknown_judge() {
 }
 
 #[test]
+fn judges_that_cannot_be_told_or_read() {
+    let room = Room::new();
+    picture(&room, "a.png");
+    for (judge, needles) in [
+        ("hub:xswu/HPSv2", &["hpsv2=xswu/HPSv2", "hpsv2.1=xswu/HPSv2"][..]),
+        ("hub:openai/clip-vit-large-patch14", &["only a part", "`aesthetic`", "NAME=openai/clip-vit-large-patch14"]),
+        ("exec:python 'my scorer.py", &["never closed", "my scorer.py"]),
+        ("worst(2*chroma, colourfulness)", &["2*chroma", "weighted(..)"]),
+        ("worst(normalised(chroma, 1, 0), colourfulness)", &["above 0", "MEAN, SPREAD"]),
+    ] {
+        refuses(&room, &["score", "--judge", judge, "a.png"], needles);
+        refuses(&room, &with(&TRAIN, &["--judge", judge]), needles);
+    }
+    room.write("run.toml", "judge = { worst = [\"chroma\", { name = \"clipscore\", mean = 1 }] }");
+    refuses(&room, &with(&TRAIN, &["--config", "run.toml"]), &["run.toml", "`judge`", "spread"]);
+}
+
+#[test]
+fn a_bound_on_a_mean_that_is_always_0() {
+    let room = Room::new();
+    picture(&room, "a.png");
+    let judge = "majority(chroma, colourfulness)";
+    let refused = ["score", "--judge", judge, "a.png", "--at-least", "0.1", "--csv", "s.csv"];
+    refuses(&room, &refused, &["--at-least", judge, "always 0"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_process_that_is_late() {
+    let room = Room::new();
+    picture(&room, "a.png");
+    let smaller = Tensor::zeros([4, 4, 3], (Kind::Uint8, Device::Cpu));
+    seedpo_evaluate::png::write_png(&room.path("b.png"), &smaller, &[]).unwrap();
+    // One answer, then silence; the next process does not even begin.
+    let script = "[ -e began ] && exit 3; touch began; read -r job; echo '{\"scores\": [1]}'; sleep 60";
+    room.write("scorer.sh", script);
+    let arguments = ["score", "--judge", "exec:sh scorer.sh", "a.png", "b.png", "--judge-timeout", "1"];
+    let output = room.seedpo(&arguments).timeout(std::time::Duration::from_secs(60)).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("exit status: 3") && text.contains("no answer within 1 s"), "{text}");
+    refuses(&room, &with(&arguments[..5], &["--judge-timeout", "0"]), &["--judge-timeout", "1..=86400"]);
+    refuses(&room, &with(&TRAIN, &["--judge-timeout", "0"]), &["judge_timeout", "1 to 86400"]);
+}
+
+#[test]
 fn more_prompts_than_pictures() {
     let room = Room::new();
     picture(&room, "a.png");

@@ -7,11 +7,12 @@ mod stand_in;
 use std::path::Path;
 
 use assert_cmd::Command;
-use common::Room;
-use seedpo_evaluate::png::read_png;
+use common::{Room, judges::judge_folder};
+use seedpo_evaluate::png::{read_png, write_png};
 use seedpo_model::adapter::LoraConfig;
 use seedpo_model::{Adapter, DiffusionModel, LoadOptions};
-use stand_in::{COMMIT, Fault, StandIn};
+use seedpo_tensor::{Device, Kind, Tensor};
+use stand_in::{COMMIT, Fault, Request, StandIn};
 
 const SAMPLE: [&str; 8] = ["sample", "--prompt", "a", "--steps", "2", "--model", "tiny/model", "--out"];
 
@@ -104,6 +105,38 @@ fn adapters_by_their_ids() {
     let text =
         error(seedpo(&room, &server, &[&SAMPLE[..], &["b", "--adapter", "tiny/model/none.safetensors"]].concat()));
     assert!(text.contains("no file `none.safetensors`") && text.contains("styles/ink.safetensors"), "{text}");
+}
+
+#[test]
+fn judges_by_their_ids_are_downloaded_once_and_score_the_same() {
+    let (room, server) = (Room::new(), StandIn::new());
+    // As wide as one head of 64: a single file without its configuration tells it then.
+    judge_folder(&room, "original", 64, false);
+    publish(&server, &room.path("original"), "");
+    let pixels = Tensor::arange(9 * 12 * 3, (Kind::Uint8, Device::Cpu)).view([9, 12, 3]);
+    write_png(&room.path("a.png"), &pixels, &[("prompt", "a red apple")]).unwrap();
+    let scored = |judge: &str, offline: &str| -> String {
+        let arguments = ["score", "--judge", judge, "a.png", "--csv", "s.csv"];
+        seedpo(&room, &server, &arguments).env("HF_HUB_OFFLINE", offline).assert().success();
+        let text = std::fs::read_to_string(room.path("s.csv")).unwrap();
+        text.lines().nth(1).unwrap().rsplit(',').next().unwrap().to_owned()
+    };
+    // The file alone first, while its configuration is not in the cache.
+    let judges = ["pickscore=tiny/model/model.safetensors", "pickscore=tiny/model"];
+    let expected = scored("pickscore=original", "0");
+    assert!(server.requests().is_empty());
+    let fetched = judges.map(|judge| {
+        assert_eq!(scored(judge, "0"), expected, "{judge}");
+        let weights = |request: &&Request| request.path.contains("/cdn/") && request.method == "GET";
+        server.requests().iter().filter(weights).count()
+    });
+    assert_eq!(fetched, [1, 0], "the weights are fetched once");
+    for judge in judges {
+        assert_eq!(scored(judge, "1"), expected, "{judge}");
+    }
+    assert!(server.requests().is_empty());
+    let text = error(seedpo(&room, &server, &["score", "--judge", "pickscore=tiny/model/none.safetensors", "a.png"]));
+    assert!(text.contains("no file `none.safetensors`") && text.contains("model.safetensors"), "{text}");
 }
 
 #[test]

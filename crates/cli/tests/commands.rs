@@ -5,6 +5,8 @@ mod adapters;
 mod common;
 #[path = "commands/dtypes.rs"]
 mod dtypes;
+#[path = "commands/ensembles.rs"]
+mod ensembles;
 #[path = "commands/full.rs"]
 mod full;
 #[path = "commands/judge_training.rs"]

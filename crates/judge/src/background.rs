@@ -51,12 +51,17 @@ impl Pending {
 
 enum Request {
     Score(Job, Sender<Result<Vec<f64>>>),
-    Statistics(Sender<Vec<Statistics>>),
+    /// Of all scores, or of those since they were last taken.
+    Statistics {
+        taken: bool,
+        answer: Sender<Vec<Statistics>>,
+    },
 }
 
 /// A judge that works on a thread of its own, job by job in the order they come: [`Judge::submit`] returns at once.
 ///
-/// Worth its while where the judge computes elsewhere than its caller: on another device, or in another process.
+/// Worth its while where the judge computes elsewhere than its caller: on another device, or in another process. It is one
+/// judge, also where an ensemble works within: pictures that are to be compared must come in one job.
 pub struct BackgroundJudge {
     name: String,
     unit: String,
@@ -75,7 +80,8 @@ impl BackgroundJudge {
                 // A caller that waits no more is no reason to stop.
                 match request {
                     Request::Score(job, answer) => drop(answer.send(judge.submit(job).wait())),
-                    Request::Statistics(answer) => drop(answer.send(judge.statistics())),
+                    Request::Statistics { taken: true, answer } => drop(answer.send(judge.take_statistics())),
+                    Request::Statistics { taken: false, answer } => drop(answer.send(judge.statistics())),
                 }
             }
         };
@@ -89,6 +95,12 @@ impl BackgroundJudge {
         if let Some(requests) = &self.requests {
             let _ = requests.send(request);
         }
+    }
+
+    fn asked_statistics(&self, taken: bool) -> Vec<Statistics> {
+        let (sender, answer) = channel();
+        self.send(Request::Statistics { taken, answer: sender });
+        answer.recv().unwrap_or_default()
     }
 }
 
@@ -116,9 +128,11 @@ impl Judge for BackgroundJudge {
     }
 
     fn statistics(&self) -> Vec<Statistics> {
-        let (sender, answer) = channel();
-        self.send(Request::Statistics(sender));
-        answer.recv().unwrap_or_default()
+        self.asked_statistics(false)
+    }
+
+    fn take_statistics(&self) -> Vec<Statistics> {
+        self.asked_statistics(true)
     }
 }
 

@@ -13,7 +13,8 @@ pub struct JudgeInfo {
     pub unit: &'static str,
     /// What it rewards, in one line.
     pub description: &'static str,
-    /// The published weights; empty for judges that have none.
+    /// The published weights; empty for judges that have none. Its own repository comes first; the others hold what it needs
+    /// besides, as other models do.
     pub weights: &'static [HubFile],
     /// The folder below `assets/` where the weights of a judge of the built-in world lie; empty for the others.
     pub asset: &'static str,
@@ -30,6 +31,12 @@ impl JudgeInfo {
     /// Whether it has weights to load.
     pub fn has_weights(&self) -> bool {
         !self.weights.is_empty() || !self.asset.is_empty()
+    }
+
+    /// The files of its own repository.
+    pub fn own_weights(&self) -> impl Iterator<Item = &HubFile> {
+        let own = self.weights.first().map(|weights| weights.repo);
+        self.weights.iter().filter(move |weights| Some(weights.repo) == own)
     }
 
     /// Whether its network knows the timestep.
@@ -144,9 +151,9 @@ const CATALOGUE: [JudgeInfo; 18] = [
         unit: "points",
         description: "LAION's aesthetic predictor (sac+logos+ava1-l14-linearMSE), 1 to 10; ignores the prompt",
         weights: &[
+            file("trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth"),
             file(CLIP_L, "config.json"),
             file(CLIP_L, "model.safetensors"),
-            file("trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth"),
         ],
         megabytes: 1714,
         licence: "Apache-2.0 (head), MIT (CLIP)",

@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 
 use crate::{Error, ImageBatch, Judge, Result};
 
+/// How long an external scorer may take for one batch, where nothing else is asked for.
+pub const EXEC_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// The longest answer that is read.
 const LONGEST_LINE: u64 = 16 << 20;
 /// Lines of its standard error that an error shows.
@@ -21,7 +24,8 @@ const FIRST: u32 = 5;
 /// How long it may take to end once its input is closed.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// A judge that asks an external process, started at the first picture and kept until the judge is dropped.
+/// A judge that asks an external process, started at the first picture and kept until the judge is dropped, or an answer is
+/// late; whatever it has started itself (under Unix: what is left of its process group) ends with it.
 ///
 /// One that dies, or does not answer in time, is started anew and asked once more; then the judge fails. One that answers
 /// something else than scores is stopped at once: its next answer could belong to another question.
@@ -41,15 +45,15 @@ struct Fault {
 }
 
 impl ExecJudge {
-    /// `command`: a program and its arguments, split at spaces. `timeout`: for one batch of pictures; the first one a
-    /// process is given may take five times as long.
+    /// `command`: a program and its arguments, split as a POSIX shell does (quotes and backslashes; nothing is expanded).
+    /// `timeout`: for one batch of pictures; the first one a process is given may take five times as long.
     ///
-    /// Errors: [`Error::Exec`] for an empty command.
+    /// Errors: [`Error::Exec`] for an empty command, or a quote that is never closed.
     pub fn new(command: &str, timeout: Duration) -> Result<Self> {
-        let mut words = command.split_whitespace().map(str::to_owned);
-        let Some(program) = words.next() else {
-            return Err(Error::Exec { command: command.to_owned(), reason: "expected a command".into() });
-        };
+        let fail = |reason: &str| Error::Exec { command: command.to_owned(), reason: reason.to_owned() };
+        let words = shlex::split(command).ok_or_else(|| fail("a quote is never closed, or it ends in a backslash"))?;
+        let mut words = words.into_iter();
+        let program = words.next().ok_or_else(|| fail("expected a command"))?;
         let (name, command, arguments) = (format!("exec:{command}"), command.to_owned(), words.collect());
         Ok(Self { name, command, program, arguments, timeout, process: RefCell::new(None) })
     }
@@ -84,6 +88,9 @@ impl ExecJudge {
         let fail = |reason: String| Error::Exec { command: self.command.clone(), reason };
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A group of its own: it can be ended with all that it starts, and Ctrl-C is ours alone.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = command.spawn().map_err(|e| fail(format!("`{}` could not be started: {e}", self.program)))?;
         let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (Some(input), Some(output), Some(errors)) = pipes else {
@@ -199,14 +206,32 @@ impl Process {
         }
     }
 
-    /// Kills it; what it last said on standard error, for a message.
-    fn stop(&mut self) -> String {
+    /// Kills it and what it has started.
+    fn kill(&mut self) {
+        #[cfg(unix)]
+        kill_group(self.child.id());
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// Kills it; what it last said on standard error, for a message.
+    fn stop(&mut self) -> String {
+        self.kill();
         // The reader of its last lines may need a moment.
         std::thread::sleep(Duration::from_millis(20));
         let said = self.said.lock().map(|said| said.iter().cloned().collect::<Vec<_>>()).unwrap_or_default();
         if said.is_empty() { String::new() } else { format!("; its last words:\n  {}", said.join("\n  ")) }
+    }
+}
+
+/// Kills what is left of a process group.
+#[cfg(unix)]
+#[allow(unsafe_code)]
+fn kill_group(leader: u32) {
+    if let Ok(leader) = libc::pid_t::try_from(leader) {
+        // SAFETY: a system call on numbers. The group bears the number of a child of ours that has only just been waited
+        // for, if at all: no other can have taken it.
+        unsafe { libc::kill(-leader, libc::SIGKILL) };
     }
 }
 
@@ -215,8 +240,7 @@ impl Drop for Process {
         // The end of its input asks it to end by itself.
         self.input = None;
         let _ = self.farewell();
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }
 

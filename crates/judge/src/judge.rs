@@ -42,6 +42,29 @@ pub trait Judge: Send {
         Vec::new()
     }
 
+    /// As [`Judge::statistics`], of the scores since this was last called.
+    fn take_statistics(&self) -> Vec<Statistics> {
+        Vec::new()
+    }
+
+    /// How many judges look at a picture: 1, or for an ensemble those within it.
+    fn parts(&self) -> usize {
+        1
+    }
+
+    /// What each of them gives the pictures, a row per part: from such rows, of one batch or of several joined,
+    /// [`Judge::combine`] makes the scores ([`Collected`](crate::Collected) does both). Errors: as [`Judge::score_batch`].
+    fn part_scores(&self, images: &ImageBatch, prompts: &[&str]) -> Result<Vec<Vec<f64>>> {
+        Ok(vec![self.score_batch(images, prompts)?])
+    }
+
+    /// One score per prompt from a row per part, each with a number per prompt.
+    ///
+    /// Errors: [`Error::ScoreCount`] for another number of rows or of numbers in them, [`Error::NonFinite`].
+    fn combine(&self, prompts: &[&str], parts: &[Vec<f64>]) -> Result<Vec<f64>> {
+        checked(self.name(), prompts.len(), prompts, || Ok(parts.concat()))
+    }
+
     /// Scores a batch: `images` u8 `[B, H, W, 3]` RGB on any device, `prompts` of length B -> B finite scores.
     ///
     /// Errors: [`Error::Images`] for another shape or element type, [`Error::PromptCount`], [`Error::NonFinite`]
@@ -68,7 +91,12 @@ pub trait Judge: Send {
 }
 
 /// Runs a judge where there is a prompt for each of `images` pictures, and looks at what comes out.
-fn checked(name: &str, images: usize, prompts: &[&str], judge: impl FnOnce() -> Result<Vec<f64>>) -> Result<Vec<f64>> {
+pub(crate) fn checked(
+    name: &str,
+    images: usize,
+    prompts: &[&str],
+    judge: impl FnOnce() -> Result<Vec<f64>>,
+) -> Result<Vec<f64>> {
     if images != prompts.len() {
         return Err(Error::PromptCount { judge: name.to_owned(), images, prompts: prompts.len() });
     }

@@ -20,6 +20,7 @@ mod cache;
 mod catalogue;
 mod chroma;
 mod clip_judge;
+mod collected;
 mod colourfulness;
 mod ensemble;
 mod error;
@@ -32,6 +33,7 @@ mod judge;
 mod load;
 mod preprocess;
 mod spec;
+mod statistics;
 mod step;
 
 pub use aesthetic::AestheticHead;
@@ -39,10 +41,11 @@ pub use background::{BackgroundJudge, Job, Pending, Pictures};
 pub use catalogue::{HubFile, JudgeInfo, info, names};
 pub use chroma::{Chroma, chroma};
 pub use clip_judge::{ClipFormula, ClipJudge, normalised};
+pub use collected::Collected;
 pub use colourfulness::{Colourfulness, colourfulness};
-pub use ensemble::{Ensemble, Member, Rule, Statistics};
+pub use ensemble::{Ensemble, Member, Rule};
 pub use error::{Error, Result};
-pub use exec::ExecJudge;
+pub use exec::{EXEC_TIMEOUT, ExecJudge};
 pub use image_reward::ImageReward;
 pub use images::{ImageBatch, Predicted, to_u8};
 pub use jpeg::{JpegSize, jpeg_bytes};
@@ -51,5 +54,6 @@ pub use load::{JudgeOptions, load, load_clip, recognised};
 pub use preprocess::{
     CLIP_STATISTICS, Normalisation, Preparation, Window, padded, resize_bicubic, step_aware, step_aware_training,
 };
-pub use spec::{EXEC_TIMEOUT, JudgeSpec, Locate};
+pub use spec::{JudgeSpec, Locate, MemberSpec, distinct_names, exec_line};
+pub use statistics::Statistics;
 pub use step::StepJudge;

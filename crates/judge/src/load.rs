@@ -1,6 +1,7 @@
 //! Building judges: from a name and files.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use seedpo_model::clip::ClipLayout;
 use seedpo_model::{Activation, ClipConfig, ClipDialect, ClipModel, ClipTokenizer};
@@ -8,6 +9,7 @@ use seedpo_tensor::{Device, Kind, WeightFile};
 
 use crate::aesthetic::AestheticHead;
 use crate::clip_judge::{ClipFormula, ClipJudge};
+use crate::exec::EXEC_TIMEOUT;
 use crate::files::{Content, Found};
 use crate::{Chroma, Colourfulness, Error, JpegSize, Judge, JudgeInfo, Preparation, Result, info};
 
@@ -20,11 +22,13 @@ pub struct JudgeOptions {
     pub kind: Kind,
     /// Pictures in one pass.
     pub batch_size: usize,
+    /// How long an external scorer may take for one batch ([`ExecJudge::new`](crate::ExecJudge::new)).
+    pub exec_timeout: Duration,
 }
 
 impl Default for JudgeOptions {
     fn default() -> Self {
-        Self { device: Device::Cpu, kind: Kind::Float, batch_size: 8 }
+        Self { device: Device::Cpu, kind: Kind::Float, batch_size: 8, exec_timeout: EXEC_TIMEOUT }
     }
 }
 
@@ -52,15 +56,14 @@ pub fn load(name: &str, paths: &[PathBuf], options: &JudgeOptions) -> Result<Box
     }
 }
 
-/// Which judge the weights at these paths are: by their tensors; a CLIP of OpenCLIP's is HPS (v2.1 where its name says so),
-/// one of transformers' is read as PickScore, or with the predictor's head beside it as that.
+/// Which judge the weights at these paths are: by their tensors; a CLIP of OpenCLIP's is HPS (v2.1 where its file's name says
+/// so), one of transformers' is read as PickScore, or with the predictor's head beside it as that.
 ///
-/// Errors: [`Error::Files`] where they are none.
+/// Errors: [`Error::Files`] where they are none, or both versions of HPS.
 pub fn recognised(paths: &[PathBuf]) -> Result<&'static str> {
     let found = Found::open(info("pickscore")?, paths)?;
     let kinds: Vec<&Content> = found.contents().map(|(_, content)| content).collect();
     let has = |wanted: &dyn Fn(&Content) -> bool| kinds.iter().any(|content| wanted(content));
-    let newer = found.contents().any(|(file, _)| file.path().to_string_lossy().contains("2.1"));
     if has(&|c| matches!(c, Content::ImageReward(_))) {
         Ok("imagereward")
     } else if has(&|c| *c == Content::StepAwareClip) {
@@ -68,11 +71,24 @@ pub fn recognised(paths: &[PathBuf]) -> Result<&'static str> {
     } else if has(&|c| *c == Content::AestheticHead) {
         Ok("aesthetic")
     } else if has(&|c| *c == Content::Clip(ClipLayout::OpenClip)) {
-        Ok(if newer { "hpsv2.1" } else { "hpsv2" })
+        hps_version(&found)
     } else if has(&|c| matches!(c, Content::Clip(_))) {
         Ok("pickscore")
     } else {
         Err(found.unfit("the weights of a judge", "other tensors".into()))
+    }
+}
+
+/// The versions of HPS differ in nothing but their numbers: the file's name tells.
+fn hps_version(found: &Found) -> Result<&'static str> {
+    let open_clip = found.contents().filter(|(_, content)| *content == Content::Clip(ClipLayout::OpenClip));
+    let newer: Vec<bool> = open_clip
+        .map(|(file, _)| file.path().file_name().is_some_and(|n| n.to_string_lossy().contains("2.1")))
+        .collect();
+    match (newer.contains(&true), newer.contains(&false)) {
+        (true, true) => Err(found.unfit("one version of HPS", "v2 and v2.1; name one of the files".into())),
+        (true, false) => Ok("hpsv2.1"),
+        _ => Ok("hpsv2"),
     }
 }
 

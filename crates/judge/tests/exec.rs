@@ -115,6 +115,53 @@ fn a_hang_ends_in_time() {
     assert!(judge.score(&images, &[&prompt]).unwrap_err().to_string().contains("no answer within"));
 }
 
+/// Whether a process runs; one that was killed may still be there until whoever adopted it notices.
+#[cfg(target_os = "linux")]
+fn runs(pid: &str) -> bool {
+    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    state.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+}
+
+/// Whether it is gone soon: a signal takes its time.
+#[cfg(target_os = "linux")]
+fn ends(pid: &str) -> bool {
+    let asked = Instant::now();
+    while runs(pid) && asked.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    !runs(pid)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_a_scorer_has_started_ends_with_it() {
+    let room = Room::new();
+    let pid = || std::fs::read_to_string(room.path("pid")).unwrap().trim().to_owned();
+    let started = "sleep 300 & echo $! > ROOM/pid;";
+    // A process that never answers is killed, and one that ends when told to leaves nothing behind either.
+    message(&room.judge(&format!("{started} while :; do sleep 0.05; done"), SOON));
+    assert!(ends(&pid()), "after a late answer");
+    let judge = room.judge(&format!("{started} while read -r job; do echo '{{\"scores\": [0, 1]}}'; done"), LONG);
+    assert_eq!(score(&judge).unwrap(), [0.0, 1.0]);
+    assert!(runs(&pid()), "it should still run");
+    drop(judge);
+    assert!(ends(&pid()), "after the judge was dropped");
+}
+
+#[test]
+fn a_command_is_split_as_a_shell_does() {
+    let room = Room::new();
+    let script = r#"[ $# = 3 ] && [ "$1" = "two words" ] && [ "$2" = "it's, \$HOME" ] && [ "$3" = "" ] &&
+        while read -r job; do echo '{"scores": [3, 4]}'; done"#;
+    std::fs::create_dir(room.path("my scorers")).unwrap();
+    std::fs::write(room.path("my scorers/a.sh"), script).unwrap();
+    let place = room.path("my scorers");
+    let command = format!(r#"sh '{}'/a.sh two\ words "it's, \$HOME" ''"#, place.display());
+    assert_eq!(score(&ExecJudge::new(&command, LONG).unwrap()).unwrap(), [3.0, 4.0]);
+    let text = ExecJudge::new("sh 'a.sh", LONG).unwrap_err().to_string();
+    assert!(text.contains("never closed"), "{text}");
+}
+
 #[test]
 fn lines_that_no_job_asked_for_never_become_scores() {
     let room = Room::new();

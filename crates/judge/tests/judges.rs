@@ -4,64 +4,10 @@ mod common;
 
 use std::path::Path;
 
-use common::{fixture, picture, weight};
+use common::cases::{Case, cases, relative_error, write};
+use common::picture;
 use seedpo_judge::{Judge, JudgeOptions, load, recognised};
-use seedpo_tensor::{read_text, write_weights};
-use serde_json::Value;
 use tch::{Kind, Tensor};
-
-struct Case {
-    judge: String,
-    files: Value,
-    pictures: Vec<Tensor>,
-    prompts: Vec<String>,
-    steps: Option<Vec<i64>>,
-    scores: Vec<f64>,
-}
-
-fn cases() -> Vec<Case> {
-    let text = read_text(&fixture("judges.json")).unwrap();
-    let fixture: Value = serde_json::from_str(&text).unwrap();
-    let list = |value: &Value| value.as_array().cloned();
-    let one = |case: &Value| Case {
-        judge: case["judge"].as_str().unwrap().to_owned(),
-        files: case["files"].clone(),
-        pictures: list(&case["pictures"])
-            .unwrap()
-            .iter()
-            .map(|p| {
-                picture(
-                    p[0].as_u64().unwrap() as usize,
-                    p[1].as_u64().unwrap() as usize,
-                    p[2].as_u64().unwrap() as usize,
-                )
-            })
-            .collect(),
-        prompts: list(&case["prompts"]).unwrap().iter().map(|p| p.as_str().unwrap().to_owned()).collect(),
-        steps: list(&case["steps"]).map(|steps| steps.iter().map(|s| s.as_i64().unwrap()).collect()),
-        scores: list(&case["scores"]).unwrap().iter().map(|s| s.as_f64().unwrap()).collect(),
-    };
-    fixture["cases"].as_array().unwrap().iter().map(one).collect()
-}
-
-/// Writes what a user would have: JSON and text as they are, weights by formula.
-fn write(case: &Case, folder: &Path) {
-    for (name, content) in case.files.as_object().unwrap() {
-        let path = folder.join(name);
-        match content {
-            Value::String(text) => std::fs::write(path, text).unwrap(),
-            json if name.ends_with(".json") => std::fs::write(path, json.to_string()).unwrap(),
-            shapes => {
-                let shapes = shapes.as_object().unwrap().iter();
-                let tensors = shapes.map(|(name, shape)| {
-                    let shape: Vec<i64> = shape.as_array().unwrap().iter().map(|n| n.as_i64().unwrap()).collect();
-                    (name.clone(), weight(name, &shape))
-                });
-                write_weights(&path, &tensors.collect(), &Default::default()).unwrap();
-            }
-        }
-    }
-}
 
 fn built(case: &Case, options: &JudgeOptions) -> Box<dyn Judge> {
     let folder = tempfile::tempdir().unwrap();
@@ -82,12 +28,6 @@ fn scores(case: &Case, judge: &dyn Judge) -> Vec<f64> {
         scores.unwrap()[0]
     };
     (0..case.pictures.len()).map(one).collect()
-}
-
-/// The largest score stands for the scale: a cosine near 0 has no relative precision.
-fn relative_error(found: &[f64], expected: &[f64]) -> f64 {
-    let scale = expected.iter().fold(1e-3f64, |scale, score| scale.max(score.abs()));
-    found.iter().zip(expected).fold(0.0, |worst: f64, (f, e)| worst.max((f - e).abs() / scale))
 }
 
 #[test]
@@ -132,6 +72,28 @@ fn a_batch_scores_like_its_pictures_one_by_one() {
         assert!(relative_error(&together, &apart) < 1e-5, "{}: {together:?} {apart:?}", case.judge);
         assert_eq!(batch.score(&Tensor::zeros([0, 4, 4, 3], (Kind::Uint8, tch::Device::Cpu)), &[]).unwrap(), [0.0; 0]);
     }
+}
+
+#[test]
+fn the_version_of_hps_is_told_by_the_name_of_its_file() {
+    let (folder, all) = (tempfile::tempdir().unwrap(), cases());
+    let case = all.iter().find(|case| case.judge == "hpsv2").unwrap();
+    let [older, newer] = [("v2.1", "HPS_v2_compressed.pt", "hpsv2"), ("v2", "HPS_v2.1_compressed.pt", "hpsv2.1")].map(
+        |(inside, file, name)| {
+            let inside = folder.path().join(inside);
+            std::fs::create_dir(&inside).unwrap();
+            write(case, &inside);
+            let path = inside.join(file);
+            if name == "hpsv2.1" {
+                std::fs::rename(inside.join("HPS_v2_compressed.pt"), &path).unwrap();
+            }
+            assert_eq!(recognised(std::slice::from_ref(&path)).unwrap(), name);
+            assert_eq!(recognised(&[inside]).unwrap(), name);
+            path
+        },
+    );
+    let text = recognised(&[older, newer]).unwrap_err().to_string();
+    assert!(text.contains("v2 and v2.1"), "{text}");
 }
 
 #[test]

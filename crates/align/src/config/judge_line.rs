@@ -1,5 +1,6 @@
 //! A judge as a TOML table, turned into the one line that names it everywhere else.
 
+use seedpo_judge::exec_line;
 use toml::{Table, Value};
 
 use crate::error::{Error, Result};
@@ -10,7 +11,8 @@ const KEYS: [&str; 2] = ["judge", "heldout_judge"];
 const RULES: [&str; 4] = ["weighted", "majority", "pareto", "worst"];
 
 /// Replaces tables under `judge` and `heldout_judge` by lines: `{ name = "pickscore", path = "folder" }` becomes
-/// `pickscore=folder`, `{ exec = "./scorer" }` `exec:./scorer`, `{ worst = ["a", "b"] }` `worst(a, b)`.
+/// `pickscore=folder`, `{ exec = "./scorer" }` `exec:./scorer`, `{ worst = ["a", "b"] }` `worst(a, b)`; a member with `mean`
+/// and `spread` becomes `normalised(.., mean, spread)`.
 ///
 /// Errors: [`Error::Setting`] naming the key.
 pub fn flatten_judges(settings: &mut Table, origin: &str) -> Result<()> {
@@ -28,34 +30,47 @@ pub fn flatten_judges(settings: &mut Table, origin: &str) -> Result<()> {
 }
 
 const EXPECTED: &str = "a judge's name, or one of { path }, { hub }, either with a name, { exec }, { weighted = { a = 1, b = 2 } }, \
-                        { majority = [a, b] }, { pareto = [a, b] }, { worst = [a, b] }";
+                        { majority = [a, b] }, { pareto = [a, b] }, { worst = [a, b] }; within weighted and worst also with a mean and a \
+                        spread";
 
 type Line = std::result::Result<String, &'static str>;
+
+fn number(value: &Value) -> Option<f64> {
+    value.as_float().or_else(|| value.as_integer().map(|n| n as f64))
+}
+
+/// A judge among others: one whose table has a mean and a spread is normalised by them.
+fn member(value: &Value) -> Line {
+    let table = match value {
+        Value::String(line) => return Ok(line.clone()),
+        Value::Table(table) => table,
+        _ => return Err(EXPECTED),
+    };
+    match (table.get("mean").and_then(number), table.get("spread").and_then(number)) {
+        (Some(mean), Some(spread)) => {
+            let judge: Table = table.clone().into_iter().filter(|(key, _)| key != "mean" && key != "spread").collect();
+            Ok(format!("normalised({}, {mean}, {spread})", line(&judge)?))
+        }
+        _ => line(table),
+    }
+}
 
 fn line(table: &Table) -> Line {
     let entries: Vec<(&str, &Value)> = table.iter().map(|(key, value)| (key.as_str(), value)).collect();
     let text = |key: &str| table.get(key).and_then(Value::as_str);
     match entries[..] {
-        [("exec", Value::String(command))] => Ok(format!("exec:{command}")),
+        [("exec", Value::String(command))] => Ok(exec_line(command)),
         [("name", Value::String(name))] => Ok(name.clone()),
         [(key @ ("path" | "hub"), Value::String(location))] => Ok(format!("{key}:{location}")),
         [("weighted", Value::Table(members))] => {
             let item = |(name, weight): (&String, &Value)| -> Line {
-                let weight = weight.as_float().or_else(|| weight.as_integer().map(|n| n as f64)).ok_or(EXPECTED)?;
-                Ok(format!("{weight}*{name}"))
+                Ok(format!("{}*{name}", number(weight).ok_or(EXPECTED)?))
             };
             let members = members.iter().map(item).collect::<std::result::Result<Vec<_>, _>>()?;
             Ok(format!("weighted({})", members.join(", ")))
         }
         [(rule, Value::Array(members))] if RULES.contains(&rule) => {
-            let item = |member: &Value| -> Line {
-                match member {
-                    Value::String(line) => Ok(line.clone()),
-                    Value::Table(table) => line(table),
-                    _ => Err(EXPECTED),
-                }
-            };
-            let members = members.iter().map(item).collect::<std::result::Result<Vec<_>, _>>()?;
+            let members = members.iter().map(member).collect::<std::result::Result<Vec<_>, _>>()?;
             Ok(format!("{rule}({})", members.join(", ")))
         }
         [_, _] => match (text("name"), text("path").or(text("hub"))) {
@@ -84,6 +99,11 @@ mod tests {
             (r#"judge = { path = "folder" }"#, "path:folder"),
             (r#"judge = { exec = "python s.py" }"#, "exec:python s.py"),
             (r#"judge = { worst = ["aesthetic", { exec = "./s" }] }"#, "worst(aesthetic, exec:./s)"),
+            (r#"judge = { worst = ["chroma", { exec = "./s a,b" }] }"#, "worst(chroma, exec:./s 'a,b')"),
+            (
+                r#"judge = { worst = ["chroma", { name = "pickscore", path = "own", mean = 18, spread = 2.5 }] }"#,
+                "worst(chroma, normalised(pickscore=own, 18, 2.5))",
+            ),
             (r#"judge = { weighted = { aesthetic = 1, pickscore = 0.5 } }"#, "weighted(1*aesthetic, 0.5*pickscore)"),
         ] {
             assert_eq!(flat(text).unwrap(), Value::String(line.into()), "{text}");
@@ -92,7 +112,12 @@ mod tests {
 
     #[test]
     fn other_tables_are_refused_by_key() {
-        for text in ["judge = { path = 3 }", r#"judge = { best = ["a", "b"] }"#, "judge = { weighted = { a = 'x' } }"] {
+        for text in [
+            r#"judge = { worst = ["a", { name = "b", mean = 1 }] }"#,
+            "judge = { path = 3 }",
+            r#"judge = { best = ["a", "b"] }"#,
+            "judge = { weighted = { a = 'x' } }",
+        ] {
             let message = flat(text).unwrap_err().to_string();
             assert!(
                 message.contains("`judge`") && message.contains("run.toml") && message.contains("exec"),

@@ -151,6 +151,8 @@ settings! {
         "Judges that are never trained on, measured on the validation images to show reward hacking.";
     judge_dtype: String = "f32".into(), "f32 | bf16", "Number type of the judges' weights (docs/judges.md has bf16's error).";
     judge_device: String = String::new(), "cpu, cuda or cuda:N; empty = the model's", "Where judges compute.";
+    judge_timeout: u64 = 120, "1 to 86400",
+        "Seconds that a process of yours (exec:) may take for one batch of pictures; five times as many for its first.";
     judge_background: String = "auto".into(), "auto | on | off",
         "Whether the judge works on a thread of its own while sampling goes on; auto: where it computes elsewhere, on \
          another device or in a process of yours. No effect on the result.";

@@ -64,6 +64,7 @@ impl TrainConfig {
         require(["f32", "bf16"].contains(&self.judge_dtype.as_str()), "judge_dtype", &self.judge_dtype)?;
         let background = ["auto", "on", "off"].contains(&self.judge_background.as_str());
         require(background, "judge_background", &self.judge_background)?;
+        require((1..=86400).contains(&self.judge_timeout), "judge_timeout", self.judge_timeout)?;
         require(self.judge_scale.is_finite() && self.judge_scale > 0.0, "judge_scale", self.judge_scale)
     }
 
@@ -319,6 +320,7 @@ mod tests {
             ("reference_ema_decay", |c| c.reference_ema_decay = 1.0),
             ("sampling_guidance_scale", |c| c.sampling_guidance_scale = 0.5),
             ("judge_scale", |c| c.judge_scale = 0.0),
+            ("judge_timeout", |c| c.judge_timeout = 0),
             ("steps", |c| c.steps = 0),
             ("eta", |c| c.eta = 0.0),
             ("eta", |c| c.eta = f64::NAN),

@@ -13,13 +13,14 @@ use super::{BARREN_LIMIT, Finished, Trainer, on_policy};
 use crate::error::{Error, Result};
 use crate::guard::{Trouble, Vitals};
 use crate::method::{Likelihood, PairsFrom, ReferencePolicy};
-use crate::metrics::{Record, UpdateMetrics, summary};
+use crate::metrics::{MemberScores, Record, UpdateMetrics, summary};
 use crate::objective::{PairBatch, accumulate_step_pairs};
 use crate::observer::{Observer, Phase};
 use crate::optimizer::clip_grad_norm;
 use seedpo_model::{Conditioning, Policy, PolicyWeights};
 use seedpo_rollout::GuidedPolicy;
 use seedpo_tensor::NoiseKey;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tch::Tensor;
@@ -33,6 +34,8 @@ pub(super) struct Iteration<'t> {
     pub(super) conditioning: Conditioning,
     /// The weights that drew the samples, an adapter merged; none where nothing was sampled.
     pub(super) merged: Option<PolicyWeights>,
+    /// What each judge of an ensemble gave the samples.
+    pub(super) judges: BTreeMap<String, MemberScores>,
 }
 
 impl Trainer<'_> {
@@ -57,7 +60,7 @@ impl Trainer<'_> {
             let samples = self.dataset_samples(&slots)?;
             // Decoded while this iteration is trained on.
             self.ask_ahead(index + 1)?;
-            let this = Iteration { index, slots, texts, conditioning, merged: None };
+            let this = Iteration { index, slots, texts, conditioning, merged: None, judges: BTreeMap::new() };
             return self.updates(&this, &samples, observer, stop);
         }
         // The log-probabilities of single samples are trained against: merged weights would round them otherwise.
@@ -65,11 +68,14 @@ impl Trainer<'_> {
         let rollout = self.rollout.as_ref().unwrap_or(&self.weights);
         let merged =
             if alone { rollout.to_device(self.parts.model.device()) } else { rollout.merged(self.parts.model) }?;
+        // Only of these samples.
+        MemberScores::take(self.parts.judge);
         let samples = self.draw(&slots, &texts, &conditioning, &merged, observer, stop)?;
+        let judges = MemberScores::take(self.parts.judge);
         let samples = self.with_advantages(samples, &slots);
         let transition = self.method.likelihood == Likelihood::Transition;
         let samples = if transition { samples } else { renoised(samples, &slots, self.parts.model, self.data_seed())? };
-        let this = Iteration { index, slots, texts, conditioning, merged: Some(merged) };
+        let this = Iteration { index, slots, texts, conditioning, merged: Some(merged), judges };
         self.updates(&this, &samples, observer, stop)
     }
 
@@ -335,6 +341,7 @@ impl Trainer<'_> {
             reward_std,
             reward_min,
             reward_max,
+            judges: this.judges.clone(),
             pairs_kept: samples.pairs.kept() as u64,
             pairs_tied: samples.tied as u64,
             seconds_rollout: once(samples.seconds_rollout),

@@ -3,7 +3,7 @@
 use super::Trainer;
 use super::rollout::{Interruptible, decode};
 use crate::error::{Error, Result};
-use crate::metrics::{Heldout, PreviewMetrics, Record, summary};
+use crate::metrics::{Heldout, MemberScores, PreviewMetrics, Record, summary};
 use crate::observer::{Observer, Phase, Preview};
 use seedpo_judge::{ImageBatch, Judge, to_u8};
 use seedpo_model::Policy;
@@ -33,7 +33,10 @@ impl Trainer<'_> {
         let Drawn { images, latents, kl } = self.preview_images(&prompts, copies, observer, stop)?;
         let texts: Vec<&str> = prompts.iter().flat_map(|p| std::iter::repeat_n(p.as_str(), copies)).collect();
         let batch = ImageBatch::from_tensor(&images)?;
+        // Only these pictures.
+        MemberScores::take(self.parts.judge);
         let scores = self.parts.judge.score_batch(&batch, &texts)?;
+        let judges = MemberScores::take(self.parts.judge);
         let score = |judge: &&dyn Judge| {
             let scores = judge.score_batch(&batch, &texts)?;
             Ok((judge.name().to_string(), Heldout { mean: summary(&scores)[0], scores }))
@@ -56,6 +59,7 @@ impl Trainer<'_> {
             reward_mean,
             reward_std,
             scores,
+            judges,
             heldout_mean: heldout.first().map(|(_, judge)| judge.mean),
             heldout: heldout.into_iter().collect(),
             kl_to_reference: kl,

@@ -13,6 +13,7 @@ use crate::observer::Observer;
 use crate::store::{Store, StoreOrigin, StoreSettings, Stored};
 use seedpo_judge::to_u8;
 use seedpo_rollout::Cost;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -141,7 +142,8 @@ impl Trainer<'_> {
         };
         let transition = self.method.likelihood == Likelihood::Transition;
         let samples = if transition { samples } else { renoised(samples, &slots, model, self.data_seed())? };
-        self.updates(&Iteration { index, slots, texts, conditioning, merged: None }, &samples, observer, stop)
+        let this = Iteration { index, slots, texts, conditioning, merged: None, judges: BTreeMap::new() };
+        self.updates(&this, &samples, observer, stop)
     }
 
     /// Refuses a store whose samples were drawn otherwise than this run would draw them.

@@ -26,6 +26,7 @@ fn preview(step: u64, reward: f64, heldout: f64, rmse: f64) -> PreviewMetrics {
         scores: scores(reward, step as usize / 10),
         reward_mean: reward,
         reward_std: 1.0,
+        judges: BTreeMap::new(),
         heldout_mean: Some(heldout),
         heldout: BTreeMap::from([(
             "other".to_owned(),

@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use seedpo_judge::{Judge, JudgeSpec, names};
+use seedpo_judge::{Collected, ImageBatch, Judge, JudgeSpec, distinct_names, names};
 use seedpo_tensor::{Device, Kind, Tensor, write_atomic};
 use serde_json::{Map, Value, json};
 
 use crate::context::Context;
 use crate::failure::Outcome;
-use crate::{images, interrupt, judges, output};
+use crate::judges::{self, JudgeFlags};
+use crate::{images, interrupt, output};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,6 +32,9 @@ pub struct Args {
     #[arg(long, default_value = "colourfulness,jpeg-compressibility", value_name = "NAMES", help = judges_help())]
     judge: String,
 
+    #[command(flatten)]
+    judges: JudgeFlags,
+
     /// Picture files (PNG, JPEG, WebP) and folders of them.
     #[arg(value_name = "PATH", required_unless_present = "images")]
     paths: Vec<PathBuf>,
@@ -51,7 +55,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
 
-    /// A quality gate: exit with code 1 if the first judge's mean is below this.
+    /// A quality gate: exit with code 1 if the first judge's mean is below this. Not for majority(..) and pareto(..), whose
+    /// mean is always 0.
     #[arg(long, value_name = "SCORE", allow_negative_numbers = true)]
     at_least: Option<f64>,
 }
@@ -76,11 +81,13 @@ struct Row {
 pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     ensure!(args.at_least.is_none_or(f64::is_finite), "--at-least: expected a finite number");
     let specs = JudgeSpec::list(&args.judge).context("--judge")?;
+    check_gate(args.at_least, &specs)?;
     let files = images::find(if args.paths.is_empty() { &args.images } else { &args.paths }).context("--images")?;
     let prompts = args.prompts.as_deref().map(|path| prompts_for(&files, path)).transpose()?;
-    let columns = columns(&specs, load(&specs, context)?);
+    let columns = columns(&specs, load(&specs, &args.judges, context)?);
     let mut progress = context.progress("scoring", files.len(), "pictures");
-    let mut rows = Vec::with_capacity(files.len());
+    let mut scored: Vec<Collected> = columns.iter().map(|column| Collected::new(column.judge.as_ref())).collect();
+    let mut pictures = Vec::with_capacity(files.len());
     let mut waiting = files.into_iter().enumerate().map(|(at, file)| read(file, prompts.as_ref().map(|p| &p[at])));
     let mut next = waiting.next().transpose()?;
     while let Some(first) = next.take() {
@@ -90,8 +97,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
         let mut batch = vec![first];
         next = fill(&mut batch, &mut waiting)?;
         progress.advance(batch.len());
-        rows.extend(score_batch(&columns, batch)?);
+        score_batch(&mut scored, &batch)?;
+        pictures.extend(batch.into_iter().map(|w| (w.file, w.prompt)));
     }
+    let rows = rows(pictures, &scored)?;
     progress.finish();
     columns.iter().for_each(|column| judges::note_statistics(column.judge.as_ref(), context));
     if let Some(path) = &args.jsonl {
@@ -104,6 +113,17 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     Ok(gate(args.at_least, &columns, &rows))
 }
 
+/// Refuses a bound on a mean that is the same for any pictures.
+fn check_gate(at_least: Option<f64>, specs: &[JudgeSpec]) -> Result<()> {
+    match specs.first() {
+        Some(first) if at_least.is_some() && first.compares() => bail!(
+            "--at-least: expected a first judge whose mean says something, found {first}: what one picture wins there \
+             another loses, so that the mean is always 0; put another judge first"
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// The prompts in a file, one for each picture.
 fn prompts_for(files: &[PathBuf], path: &Path) -> Result<Vec<String>> {
     let list = seedpo_align::read_prompts(path)?;
@@ -114,7 +134,7 @@ fn prompts_for(files: &[PathBuf], path: &Path) -> Result<Vec<String>> {
 }
 
 /// The judges of a list, in the dtype and on the device of the global flags.
-pub fn load(specs: &[JudgeSpec], context: &Context) -> Result<Vec<Box<dyn Judge>>> {
+pub fn load(specs: &[JudgeSpec], flags: &JudgeFlags, context: &Context) -> Result<Vec<Box<dyn Judge>>> {
     let kind = match context.flag("dtype") {
         None | Some("f32" | "auto") => Kind::Float,
         Some("bf16") => Kind::BFloat16,
@@ -122,7 +142,8 @@ pub fn load(specs: &[JudgeSpec], context: &Context) -> Result<Vec<Box<dyn Judge>
     };
     let needs_device = specs.iter().any(|spec| spec.computes());
     let device = if needs_device { context.device()? } else { Device::Cpu };
-    specs.iter().map(|spec| judges::build(spec, device, kind, context).context("--judge")).collect()
+    let build = |spec| judges::build(spec, device, kind, flags.timeout(), context).context("--judge");
+    specs.iter().map(build).collect()
 }
 
 /// A judge and the name of its column.
@@ -135,13 +156,7 @@ pub struct Column {
 
 /// Judges with the names that tables give them.
 pub fn columns(specs: &[JudgeSpec], judges: Vec<Box<dyn Judge>>) -> Vec<Column> {
-    // The judge's own name, or where two share it the whole line.
-    let count = |name: &str| judges.iter().filter(|judge| judge.name() == name).count();
-    let names: Vec<String> = judges
-        .iter()
-        .zip(specs)
-        .map(|(judge, spec)| if count(judge.name()) > 1 { spec.to_string() } else { judge.name().to_owned() })
-        .collect();
+    let names = distinct_names(&specs.iter().collect::<Vec<_>>(), judges.iter().map(|judge| judge.name()));
     names.into_iter().zip(judges).map(|(name, judge)| Column { name, judge }).collect()
 }
 
@@ -173,20 +188,23 @@ fn fill(batch: &mut Vec<Waiting>, waiting: &mut impl Iterator<Item = Result<Wait
     Ok(None)
 }
 
-fn score_batch(columns: &[Column], batch: Vec<Waiting>) -> Result<Vec<Row>> {
+fn score_batch(scored: &mut [Collected], batch: &[Waiting]) -> Result<()> {
     let pictures = Tensor::stack(&batch.iter().map(|w| &w.picture).collect::<Vec<_>>(), 0);
+    let pictures = ImageBatch::from_tensor(&pictures)?;
     let prompts: Vec<&str> = batch.iter().map(|w| w.prompt.as_str()).collect();
     let place = || batch.first().map(|w| w.file.display().to_string()).unwrap_or_default();
-    let scores = columns
-        .iter()
-        .map(|column| column.judge.score(&pictures, &prompts).with_context(|| format!("from {}", place())));
-    let scores = scores.collect::<Result<Vec<_>>>()?;
-    let row = |(at, w): (usize, Waiting)| Row {
-        file: w.file,
-        prompt: w.prompt,
-        scores: scores.iter().map(|of_judge| of_judge[at]).collect(),
+    let mut each = scored.iter_mut();
+    each.try_for_each(|of_judge| of_judge.add(&pictures, &prompts)).with_context(|| format!("from {}", place()))
+}
+
+/// The table, once all pictures are seen: some judges compare those of a prompt with each other.
+fn rows(pictures: Vec<(PathBuf, String)>, scored: &[Collected]) -> Result<Vec<Row>> {
+    let scores = scored.iter().map(Collected::scores).collect::<seedpo_judge::Result<Vec<_>>>()?;
+    let row = |(at, (file, prompt)): (usize, (PathBuf, String))| {
+        let scores = scores.iter().map(|of_judge| of_judge[at]).collect();
+        Row { file, prompt, scores }
     };
-    Ok(batch.into_iter().enumerate().map(row).collect())
+    Ok(pictures.into_iter().enumerate().map(row).collect())
 }
 
 fn means(judges: usize, rows: &[Row]) -> Vec<f64> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use seedpo_align::checkpoint::Checkpoint;
@@ -282,7 +283,7 @@ fn judge_device(config: &TrainConfig, device: Device) -> Result<Device> {
 fn build_judge(config: &TrainConfig, spec: &JudgeSpec, device: Device, context: &Context) -> Result<Box<dyn Judge>> {
     let device = judge_device(config, device)?;
     let kind = if config.judge_dtype == "bf16" { Kind::BFloat16 } else { Kind::Float };
-    judges::build(spec, device, kind, context)
+    judges::build(spec, device, kind, Duration::from_secs(config.judge_timeout), context)
 }
 
 /// The judges that are only measured, each loaded on its own.

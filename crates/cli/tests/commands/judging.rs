@@ -1,26 +1,12 @@
 //! Judges with weights, of one's own and several as one, through every command that takes them.
 
 use super::*;
+use crate::common::judges::{SCORER, judge_folder};
+use reference::cases::{cases, relative_error, write};
 use seedpo_judge::{JudgeOptions, load};
-use seedpo_model::{ClipConfig, ClipModel};
-use seedpo_tensor::{Device, Params, write_weights};
 
-/// A tiny PickScore folder, or a step-aware one.
-fn judge_folder(room: &Room, name: &str, step_aware: bool) {
-    let text = r#""text_config": {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}"#;
-    let vision = r#""vision_config": {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "image_size": 8, "patch_size": 4}"#;
-    room.write(&format!("{name}/config.json"), format!("{{\"projection_dim\": 8, {text}, {vision}}}"));
-    let config = ClipConfig::from_file(&room.path(name).join("config.json")).unwrap();
-    let clip = ClipModel::new(config.clone(), Params::init(4, Device::Cpu)).unwrap();
-    let mut tensors: BTreeMap<_, _> = clip.parameters().iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
-    if step_aware {
-        tensors.extend(ClipModel::fresh_time_conditioning(&config, 1).unwrap());
-        let last = "vision_model.adaLN_modulation.1.weight";
-        tensors.insert(last.into(), tensors[last].ones_like() * 0.1);
-    }
-    write_weights(&room.path(name).join("model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
-}
+#[path = "../../../judge/tests/common/mod.rs"]
+mod reference;
 
 fn pictures(rows: i64) -> Tensor {
     (noise(&[rows, 9, 12, 3]) * 60 + 128).clamp(0.0, 255.0).to_kind(Kind::Uint8)
@@ -33,15 +19,15 @@ fn probed(room: &Room, settings: &str, images: &Tensor) -> Vec<f64> {
     Vec::<f64>::try_from(scores.to_kind(Kind::Double)).unwrap()
 }
 
-fn near(found: &[f64], expected: &[f64]) {
+pub fn near(found: &[f64], expected: &[f64]) {
     assert!(found.iter().zip(expected).all(|(f, e)| (f - e).abs() < 1e-5 * e.abs().max(1.0)), "{found:?} {expected:?}");
 }
 
 #[test]
 fn probe_scores_with_a_folder_or_a_file_and_at_a_timestep() {
     let room = Room::new();
-    judge_folder(&room, "pick", false);
-    judge_folder(&room, "spm", true);
+    judge_folder(&room, "pick", 8, false);
+    judge_folder(&room, "spm", 8, true);
     let (images, prompts) = (pictures(2), ["a red apple", "two cats"]);
     let direct = |name: &str, folder: &str| load(name, &[room.path(folder)], &JudgeOptions::default()).unwrap();
     let expected = direct("pickscore", "pick").score(&images, &prompts).unwrap();
@@ -60,14 +46,48 @@ fn probe_scores_with_a_folder_or_a_file_and_at_a_timestep() {
 }
 
 #[test]
+fn probe_scores_as_the_references_do() {
+    let room = Room::new();
+    let all = cases();
+    assert_eq!(all.len(), 8);
+    for case in &all {
+        std::fs::create_dir_all(room.path(&case.judge)).unwrap();
+        write(case, &room.path(&case.judge));
+        // A tall one and a very wide one.
+        let found = [0, 3].map(|at| {
+            let step = case.steps.as_ref().map_or(String::new(), |steps| format!(r#", "timestep": {}"#, steps[at]));
+            let (judge, prompt) = (&case.judge, serde_json::json!([case.prompts[at]]));
+            let settings = format!(r#"{{"judge": "{judge}", "judge_path": "{judge}", "prompts": {prompt}{step}}}"#);
+            probed(&room, &settings, &case.pictures[at])[0]
+        });
+        let error = relative_error(&found, &[case.scores[0], case.scores[3]]);
+        assert!(error < 1e-4, "{}: {error:e}: {found:?} {:?}", case.judge, case.scores);
+    }
+}
+
+#[test]
+fn probe_scores_with_judges_that_have_no_weights_and_a_process_of_ones_own() {
+    let room = Room::new();
+    let images = pictures(3);
+    for info in seedpo_judge::names().iter().filter(|info| !info.has_weights()) {
+        let expected = load(info.name, &[], &JudgeOptions::default()).unwrap().score(&images, &[""; 3]).unwrap();
+        near(&probed(&room, &format!(r#"{{"judge": "{}"}}"#, info.name), &images), &expected);
+    }
+    room.write("my scorer.sh", SCORER);
+    assert_eq!(probed(&room, r#"{"judge": "exec:sh 'my scorer.sh'"}"#, &images), [1.0, 2.0, 3.0]);
+    let settings = r#"{"judge": "weighted(2*normalised(exec:sh 'my scorer.sh', 2, 0.5), chroma)"}"#;
+    let chroma = load("chroma", &[], &JudgeOptions::default()).unwrap().score(&images, &[""; 3]).unwrap();
+    let (mean, spread) = seedpo_judge::info("chroma").unwrap().typical;
+    let expected: Vec<f64> =
+        chroma.iter().zip([-4.0, 0.0, 4.0]).map(|(chroma, own)| own + (chroma - mean) / spread).collect();
+    near(&probed(&room, settings, &images), &expected);
+}
+
+#[test]
 fn score_takes_several_judges_of_every_kind_and_pictures_of_any_size() {
     let room = Room::new();
-    judge_folder(&room, "pick", false);
-    room.write(
-        "scorer.sh",
-        "while read -r job; do n=$(echo \"$job\" | grep -o '.png' | wc -l); printf '{\"scores\": ['; \
-        i=1; while [ $i -lt $n ]; do printf '%s, ' $i; i=$((i+1)); done; echo \"$n]}\"; done",
-    );
+    judge_folder(&room, "pick", 8, false);
+    room.write("scorer.sh", SCORER);
     for (name, height) in [("a", 8), ("b", 8), ("c", 5)] {
         let path = room.write(&format!("pictures/{name}.png"), "").path(&format!("pictures/{name}.png"));
         let picture = pictures(1).squeeze_dim(0).narrow(0, 0, height).contiguous();
@@ -105,7 +125,7 @@ fn the_list_names_every_judge_and_where_it_lies() {
 #[test]
 fn training_takes_a_judge_of_ones_own_and_an_ensemble() {
     let room = Room::new();
-    judge_folder(&room, "spm", true);
+    judge_folder(&room, "spm", 8, true);
     room.write("run.toml", "judge = { pareto = [\"colourfulness\", \"jpeg-compressibility\"] }\nheldout_judge = { name = \"spm\", path = \"spm\" }");
     let without_judge: Vec<&str> =
         TRAIN.iter().copied().filter(|a| !["--judge", "colourfulness"].contains(a)).collect();

@@ -31,6 +31,12 @@ fn pairs_are_inspected_converted_and_judged_anew() {
     let judged = std::fs::read_to_string(room.path("judged.jsonl")).unwrap();
     assert_eq!(judged.matches("\"winner\":\"a").count(), 3, "{judged}");
     assert!(judged.contains("winner_and_loser_scores"));
+    // A rule that compares sees both sides of a pair, of whatever sizes they are.
+    image::RgbImage::from_pixel(20, 16, image::Rgb([90, 90, 90])).save(room.path("b1.png")).unwrap();
+    let rule = "majority(colourfulness, chroma)";
+    done(&room, &["pairs", "relabel", "pairs.jsonl", "compared.jsonl", "--judge", rule]);
+    let compared = std::fs::read_to_string(room.path("compared.jsonl")).unwrap();
+    assert_eq!(compared.matches("\"winner\":\"a").count(), 3, "{compared}");
     // Two judges that never agree: nothing is left to train on.
     done(&room, &["pairs", "relabel", "pairs.jsonl", "none.jsonl", "--judge", "colourfulness,jpeg-compressibility"]);
     assert_eq!(std::fs::read_to_string(room.path("none.jsonl")).unwrap(), "");

@@ -1,6 +1,8 @@
 //! The real binary, a fresh folder for each test, and a tiny random model that all tests of a file share.
 #![allow(dead_code)]
 
+pub mod judges;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

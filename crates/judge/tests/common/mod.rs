@@ -1,6 +1,8 @@
 //! Pictures and weights by the formulas of `python/fixtures/formula.py`.
 #![allow(dead_code, reason = "every test binary uses its part")]
 
+pub mod cases;
+
 use std::path::{Path, PathBuf};
 
 use tch::Tensor;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use seedpo_align::objective::Preference;
 use seedpo_data::{BadRow, JudgedPair, Pair, Pairs};
-use seedpo_judge::{Judge, JudgeSpec};
+use seedpo_judge::{Collected, ImageBatch, Judge, JudgeSpec};
 use seedpo_tensor::Tensor;
 use serde_json::{Map, json};
 
@@ -15,6 +15,7 @@ use crate::commands::score::{self, Column};
 use crate::context::Context;
 use crate::failure::Outcome;
 use crate::interrupt;
+use crate::judges::JudgeFlags;
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -28,6 +29,9 @@ pub struct Args {
     /// at least as good in all and better in one, and other pairs are dropped as ties.
     #[arg(long, value_name = "NAMES")]
     judge: String,
+
+    #[command(flatten)]
+    judges: JudgeFlags,
 }
 
 /// Pairs judged in one call.
@@ -37,7 +41,7 @@ const BATCH: usize = 8;
 pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     let specs = JudgeSpec::list(&args.judge).context("--judge")?;
     let pairs = args.source.open(context)?;
-    let judges = score::load(&specs, context)?;
+    let judges = score::load(&specs, &args.judges, context)?;
     let judges = score::columns(&specs, judges);
     let mut sink = Sink::create(&args.target, &pairs, args.source.bad_rows_limit)?;
     let mut progress = context.progress("judging", pairs.len(), "pairs");
@@ -135,11 +139,15 @@ fn label(batch: &mut Vec<Seen>, judges: &[Column], sink: &mut Sink) -> Result<Co
 fn scores(batch: &[Seen], judge: &dyn Judge) -> Result<Vec<f64>> {
     let pictures: Vec<&Tensor> = batch.iter().flat_map(|seen| &seen.pictures).collect();
     let prompts: Vec<&str> = batch.iter().flat_map(|seen| [seen.pair.prompt; 2]).collect();
+    let mut scores = Collected::new(judge);
     if batch.iter().all(|seen| seen.pictures[0].size() == seen.pictures[1].size()) && !batch.is_empty() {
-        return Ok(judge.score(&Tensor::stack(&pictures, 0), &prompts)?);
+        scores.add(&ImageBatch::from_tensor(&Tensor::stack(&pictures, 0))?, &prompts)?;
+    } else {
+        for (picture, prompt) in pictures.iter().zip(&prompts) {
+            scores.add(&ImageBatch::from_tensor(&picture.unsqueeze(0))?, &[prompt])?;
+        }
     }
-    let one = |(picture, prompt): (&&Tensor, &&str)| Ok(judge.score(&picture.unsqueeze(0), &[prompt])?[0]);
-    pictures.iter().zip(&prompts).map(one).collect()
+    Ok(scores.scores()?)
 }
 
 /// The pair to write, turned round or not; `scores` are those of its new winner and loser.

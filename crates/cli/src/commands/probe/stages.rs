@@ -1,7 +1,7 @@
 //! The stages of `seedpo probe`, but for the loss.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use seedpo_judge::JudgeSpec;
+use seedpo_judge::{EXEC_TIMEOUT, JudgeSpec};
 use seedpo_model::adapter::resolve;
 use seedpo_model::{Adapter, ClipTextModel, DiffusionModel, Policy};
 use seedpo_rollout::{Ddim, GuidedPolicy, Sampler, SamplerKind};
@@ -159,7 +159,8 @@ pub fn score(case: &Case, session: &Session) -> Result<Results> {
         };
         *location = Some(case.path(path).display().to_string());
     }
-    let judge = judges::build(&spec, session.device(), session.kind(), session.context()).context("setting `judge`")?;
+    let judge = judges::build(&spec, session.device(), session.kind(), EXEC_TIMEOUT, session.context());
+    let judge = judge.context("setting `judge`")?;
     let images = case.bytes("images", &["B", "H", "W", "3"], &Sizes::default())?;
     let count = images.size()[0] as usize;
     let prompts = settings.texts("prompts")?.unwrap_or_else(|| vec![String::new(); count]);
