@@ -63,6 +63,7 @@ python: ## make .venv with PyTorch, diffusers and peft (needed by interop, bench
 interop: build python ## show with the real diffusers and peft that models and adapters pass both ways
 	$(VENV) python/interop.py
 	$(VENV) python/interop_formats.py
+	$(VENV) python/interop_hub.py
 	$(VENV) python/interop_judges.py
 	$(VENV) python/interop_full.py
 

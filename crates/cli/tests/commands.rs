@@ -19,6 +19,8 @@ mod memory;
 mod pairs;
 #[path = "commands/probing.rs"]
 mod probing;
+#[path = "commands/scripts.rs"]
+mod scripts;
 #[path = "commands/sdxl.rs"]
 mod sdxl;
 
