@@ -4,11 +4,12 @@ use std::ffi::CString;
 
 use tch::{Cuda, Device};
 
-use crate::{Error, Result};
+use crate::{Error, Result, tf32};
 
 /// The device a name stands for: `cpu`, `cuda`, `cuda:1`, or `auto` (CUDA where it works, else the CPU).
 ///
-/// Call it before the first tensor is made: naming CUDA loads `libtorch_cuda`, which the CPU build does not link.
+/// Call it before the first tensor is made: naming CUDA loads `libtorch_cuda`, which the CPU build does not link. Where it
+/// works, products of f32 matrices use TF32 from then on ([`tf32::allow`]).
 /// Errors: [`Error::Device`] for an unknown name, or a CUDA device that is not there.
 pub fn parse_device(name: &str) -> Result<Device> {
     let refuse = |reason: &str| Error::Device { asked: name.to_owned(), reason: reason.to_owned() };
@@ -40,7 +41,11 @@ pub fn parse_device(name: &str) -> Result<Device> {
 
 fn cuda_works() -> bool {
     load_cuda_library();
-    Cuda::is_available()
+    let works = Cuda::is_available();
+    if works {
+        tf32::allow();
+    }
+    works
 }
 
 /// libtorch registers its CUDA kernels when the library is loaded; a CPU build does not link it.

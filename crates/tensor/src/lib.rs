@@ -11,6 +11,7 @@ pub mod memory;
 pub mod params;
 pub mod random;
 pub mod speed;
+pub mod tf32;
 pub mod weights;
 
 pub use error::{Error, Result};

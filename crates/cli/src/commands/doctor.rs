@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use seedpo_model::DiffusionModel;
 use seedpo_tensor::speed::{LIBTORCH_VERSION, Speed};
-use seedpo_tensor::{Device, Kind, Tensor, device::parse_device, memory, tch};
+use seedpo_tensor::{Device, Kind, Tensor, device::parse_device, memory, tch, tf32};
 
 use crate::context::{Context, kind_name};
 use crate::failure::Outcome;
@@ -115,7 +115,10 @@ fn available_memory() -> Finding {
 
 fn gpu() -> Finding {
     match parse_device("cuda") {
-        Ok(_) => Good(format!("{} CUDA device(s)", tch::Cuda::device_count())),
+        Ok(_) => {
+            let tf32 = if tf32::allowed() == Some(true) { "on" } else { "off" };
+            Good(format!("{} CUDA device(s), TF32 {tf32}", tch::Cuda::device_count()))
+        }
         Err(_) => {
             Good("none that libtorch can use: the CPU computes (`python3 scripts/setup_libtorch.py --gpu --force` where there is a card)".to_owned())
         }
