@@ -79,8 +79,8 @@ pub struct Global {
     #[arg(long, global = true, value_name = "DTYPE", visible_alias = "mixed-precision")]
     pub dtype: Option<String>,
 
-    /// Dtype of the autoencoder: f32, bf16, f16, or auto (bf16 beside a bf16 base, else f32, since Stable Diffusion's
-    /// overflows in f16) [default: auto].
+    /// Dtype of the autoencoder: f32, bf16, f16, or auto (the base's). In the place of f16 it is f32 unless the
+    /// autoencoder's configuration says `force_upcast: false`: Stable Diffusion's overflow in f16 [default: auto].
     #[arg(long, global = true, value_name = "DTYPE")]
     pub vae_dtype: Option<String>,
 
@@ -97,7 +97,7 @@ pub struct Global {
     #[arg(long, global = true, value_name = "NAME", help_heading = "Model files")]
     pub variant: Option<String>,
 
-    /// The branch, tag or commit of a model named by its hub id [default: main].
+    /// The branch, tag or commit of a model named by its hub id; adapters and judges are taken from main [default: main].
     #[arg(long, global = true, value_name = "NAME", help_heading = "Model files")]
     pub revision: Option<String>,
 
@@ -125,9 +125,14 @@ impl Global {
         let default = if self.quiet { "error" } else { "warn" };
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
         let colours = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-        let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        // A second subscriber cannot exist here: this is called once, from main.
-        let _ = logs.with_ansi(colours && std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init();
+        let colours = colours && std::io::IsTerminal::is_terminal(&std::io::stderr());
+        let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+        // Whoever asks for logs wants to know when and where; others want the sentence. A second subscriber cannot exist
+        // here: this is called once, from main.
+        let _ = match std::env::var_os("RUST_LOG") {
+            Some(_) => logs.try_init(),
+            None => logs.without_time().with_target(false).try_init(),
+        };
     }
 }
 

@@ -45,7 +45,8 @@ impl ModelFlags {
         });
         let kind = context.base_kind(&self.dtype, device).context("dtype")?;
         Ok(LoadOptions {
-            vae_kind: context.vae_kind(&self.vae_dtype, kind).context("vae_dtype")?,
+            // Beside f16 too: an autoencoder that overflows in it is loaded in f32.
+            vae_kind: parse_dtype(&self.vae_dtype).context("vae_dtype")?.unwrap_or(kind),
             vae_slicing: self.vae_slicing,
             vae_tiling: self.vae_tiling,
             variant: given(&self.variant),
@@ -137,18 +138,6 @@ impl Context {
         let (kind, why) = Speed::of(device).best(device);
         self.note(&format!("dtype {}: {why} (--dtype chooses another)", kind_name(kind)));
         Ok(kind)
-    }
-
-    /// The autoencoder's dtype: the one named, or for `auto` the base's, but never f16: Stable Diffusion's overflows.
-    fn vae_kind(&self, name: &str, base: Kind) -> Result<Kind> {
-        match parse_dtype(name)? {
-            Some(kind) => Ok(kind),
-            None if base == Kind::Half => {
-                self.note("the autoencoder stays in f32, since Stable Diffusion's overflows in f16 (--vae-dtype)");
-                Ok(Kind::Float)
-            }
-            None => Ok(base),
-        }
     }
 
     /// Progress on standard error, unless `--quiet`.

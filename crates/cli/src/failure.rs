@@ -2,9 +2,8 @@
 
 use std::io::Write;
 use std::process::ExitCode;
-use std::sync::Mutex;
 
-use seedpo_align::forecast::GENERAL_ADVICE;
+use crate::out_of_memory;
 
 /// The exit code of a command that could not run.
 pub const COULD_NOT_RUN: u8 = 2;
@@ -33,35 +32,13 @@ impl Outcome {
     }
 }
 
-/// What to do where memory runs out, as far as it is known what takes it.
-static MEMORY_ADVICE: Mutex<String> = Mutex::new(String::new());
-
-/// Sets what a failed allocation will advise.
-pub fn advise_on_memory(advice: &str) {
-    if let Ok(mut known) = MEMORY_ADVICE.lock() {
-        advice.clone_into(&mut known);
-    }
-}
-
-/// Whether libtorch said that an allocation failed, on the CPU or on a card.
-fn is_out_of_memory(text: &str) -> bool {
-    text.contains("allocate memory") || text.contains("out of memory")
-}
-
-/// The block for a failed allocation that libtorch reported as `text`.
-fn out_of_memory(text: &str) -> String {
-    let advice = MEMORY_ADVICE.lock().map(|known| known.clone()).unwrap_or_default();
-    let advice = if advice.is_empty() { GENERAL_ADVICE } else { &advice };
-    let text = first_line(text);
-    format!("out of memory: {text}\n  What was saved before is intact (`--resume` continues a run).\n  {advice}")
-}
-
 /// Prints an error and its causes as one block, and says with which code to exit.
 ///
 /// A cause whose text its parent already shows is left out.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     let block = block(error);
-    let advice = if is_out_of_memory(&block) { format!("\n{}", out_of_memory(&block)) } else { String::new() };
+    let advice =
+        if out_of_memory::is_meant(&block) { format!("\n{}", out_of_memory::block(&block)) } else { String::new() };
     let _ = writeln!(std::io::stderr().lock(), "error: {block}{advice}");
     let stopped = error.downcast_ref().is_some_and(|error| matches!(error, seedpo_hub::Error::Cancelled { .. }));
     ExitCode::from(if stopped { INTERRUPTED } else { COULD_NOT_RUN })
@@ -108,8 +85,8 @@ pub fn install_panic_hook() {
         let text = payload.downcast_ref::<String>().cloned();
         let text = text.or_else(|| payload.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default();
         let mut stderr = std::io::stderr().lock();
-        let _ = if is_out_of_memory(&text) {
-            writeln!(stderr, "error: {}", out_of_memory(&text))
+        let _ = if out_of_memory::is_meant(&text) {
+            writeln!(stderr, "error: {}", out_of_memory::block(&text))
         } else {
             let place = info.location().map(ToString::to_string).unwrap_or_default();
             writeln!(
@@ -122,14 +99,6 @@ pub fn install_panic_hook() {
         };
         std::process::exit(COULD_NOT_RUN.into());
     }));
-}
-
-/// libtorch's message within tch's `Torch("...")` wrapping, up to the first line break.
-fn first_line(text: &str) -> &str {
-    let start = text.find("Torch(\"").map_or(0, |at| at + 7);
-    let rest = &text[start..];
-    let end = rest.find("\\n").or_else(|| rest.find('\n')).unwrap_or(rest.len());
-    &rest[..end]
 }
 
 /// The known name nearest to one that was written, where it is near enough to be what was meant.
@@ -158,17 +127,6 @@ mod tests {
         let known = ["steps", "eta"];
         assert_eq!(nearest("step", known.into_iter()), Some("steps"));
         assert_eq!(nearest("guidance_scale", known.into_iter()), None);
-    }
-
-    #[test]
-    fn a_failed_allocation_is_told_what_saves_memory() {
-        let cpu = "Torch(\"DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\\nframe\")";
-        assert!(is_out_of_memory(cpu) && is_out_of_memory("CUDA out of memory. Tried to allocate 2.00 GiB"));
-        assert!(
-            out_of_memory(cpu).contains("tried to allocate 9 bytes.\n") && out_of_memory(cpu).contains("--dry-run")
-        );
-        advise_on_memory("use --vae-slicing");
-        assert!(out_of_memory(cpu).ends_with("use --vae-slicing"));
     }
 
     #[test]

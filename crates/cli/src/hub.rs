@@ -31,7 +31,8 @@ pub fn model(named: &Path, variant: &str, context: &Context) -> Result<PathBuf> 
     found.map_err(|error| explained(error, named))
 }
 
-/// The path of an adapter: as [`model`], for a LoRA in `user/repo` or `user/repo/file.safetensors`.
+/// The path of an adapter: as [`model`], for a LoRA in `user/repo` or `user/repo/file.safetensors`, at `main`: a model's
+/// `--revision` says nothing about other repositories.
 pub fn adapter(named: &Path, context: &Context) -> Result<PathBuf> {
     let Some((id, file)) = hub_id(named) else { return Ok(named.to_path_buf()) };
     let select = file.map_or(Select::Adapter, Select::File);
@@ -39,7 +40,7 @@ pub fn adapter(named: &Path, context: &Context) -> Result<PathBuf> {
     found.map_err(|error| explained(error, named))
 }
 
-/// One file of a repository (`user/repo`), from the cache or downloaded. Errors: no such id; those of the hub.
+/// One file of a repository (`user/repo`) at `main`, from the cache or downloaded. Errors: no such id; those of the hub.
 pub fn file(repo: &str, file: &str, context: &Context) -> Result<PathBuf> {
     let Some(id) = RepoId::parse(repo) else {
         bail!("{repo}: nothing is at this path, and it is no hub id (user/repo)")

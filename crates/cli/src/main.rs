@@ -13,6 +13,7 @@ mod interrupt;
 mod judges;
 mod models;
 mod observer;
+mod out_of_memory;
 mod output;
 mod progress;
 mod settings;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     let arguments = args::with_hyphens(std::env::args_os());
     let matches = args::Cli::command().get_matches_from(arguments);
     let cli = args::Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    out_of_memory::of_command(&matches);
     cli.global.start_logs();
     interrupt::install();
     match commands::run(cli) {

@@ -11,7 +11,7 @@ use seedpo_tensor::Tensor;
 
 use crate::commands::report;
 use crate::context::Context;
-use crate::failure;
+use crate::out_of_memory;
 use crate::progress::Progress;
 use crate::sheet;
 
@@ -59,7 +59,7 @@ impl Observer for RunObserver {
         for (name, value) in &settings.lines {
             self.context.note(&format!("  {name:<width$}  {value}"));
         }
-        failure::advise_on_memory(&settings.memory_advice);
+        out_of_memory::measured(&settings.memory_advice);
         for warning in &settings.warnings {
             self.context.note(&format!("warning: {warning}"));
         }

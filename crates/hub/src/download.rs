@@ -45,7 +45,16 @@ impl Job<'_> {
         loop {
             let before = fs::metadata(&part).map_or(0, |m| m.len());
             let error = match self.attempt(&part, observer) {
-                Ok(()) => return fs::rename(&part, blob).map_err(Error::io(blob)),
+                Ok(()) => {
+                    if matches!(Sum::new(self.metadata), Sum::None) {
+                        let etag = &self.metadata.etag;
+                        observer.note(&format!(
+                            "{}: not verified: the hub gives no checksum of it (ETag `{etag}`)",
+                            self.file
+                        ));
+                    }
+                    return fs::rename(&part, blob).map_err(Error::io(blob));
+                }
                 Err(error) => error,
             };
             if let Error::Checksum { .. } = error {

@@ -24,7 +24,8 @@ pub trait Observer {
     /// `done` of `total` bytes of the files wanted are there; `file` is the one being fetched.
     fn progress(&mut self, file: &str, done: u64, total: u64);
 
-    /// Something worth a line: an unreachable hub whose cached files are used, a try that failed and is repeated.
+    /// Something worth a line: an unreachable hub whose cached files are used, a try that failed and is repeated, a file
+    /// of which the hub gives no checksum.
     fn note(&mut self, text: &str);
 
     /// Asked between blocks: whether to stop here and keep what has come.

@@ -39,7 +39,7 @@ pub struct LoadOptions {
     pub kind: Kind,
     /// The text encoders' number type.
     pub text_encoder_kind: Kind,
-    /// The VAE's number type. Stable Diffusion's overflows in f16: where its configuration says so (`force_upcast`),
+    /// The VAE's number type. Stable Diffusion's overflow in f16: unless its configuration says `force_upcast: false`,
     /// f16 becomes f32 and a warning is logged.
     pub vae_kind: Kind,
     /// Whether the VAE takes one picture at a time: [`AutoencoderKl::with_slicing`].
@@ -243,12 +243,15 @@ impl UNet2DConditionModel {
     }
 }
 
-/// The VAE's number type: never f16 where its configuration says that f16 overflows. Tells the user of it.
+/// The VAE's number type: f16 only where its configuration says that f16 suffices. Tells the user where it does not.
 fn vae_kind(options: &LoadOptions, config: &VaeConfig) -> Kind {
     if !config.force_upcast || options.vae_kind != Kind::Half {
         return options.vae_kind;
     }
-    tracing::warn!("the autoencoder runs in f32: it overflows in f16 (force_upcast in vae/config.json)");
+    tracing::warn!(
+        "the autoencoder runs in f32, not f16: its configuration does not say `force_upcast: false`, and Stable Diffusion's \
+         overflow in f16 (docs/models.md tells of one for SDXL that does not)"
+    );
     Kind::Float
 }
 

@@ -24,6 +24,24 @@ pub fn settled_rss_bytes() -> u64 {
     rss_bytes()
 }
 
+/// What this process has in use on `device`, in bytes: on the CPU as [`settled_rss_bytes`]; on a card what is used of it.
+/// 0 where the system does not say.
+pub fn settled_bytes(device: Device) -> u64 {
+    match device {
+        Device::Cuda(index) => card_bytes(index).map_or(0, |(used, _)| used),
+        _ => settled_rss_bytes(),
+    }
+}
+
+/// The most that this process had in use on `device` so far, in bytes: on a card what is used of it now, since libtorch
+/// keeps what it once took. 0 where the system does not say.
+pub fn peak_bytes(device: Device) -> u64 {
+    match device {
+        Device::Cuda(_) => settled_bytes(device),
+        _ => peak_rss_bytes(),
+    }
+}
+
 /// The memory this machine could still give, in bytes; 0 where the system does not say.
 pub fn available_bytes() -> u64 {
     field_bytes("/proc/meminfo", "MemAvailable:")
@@ -133,8 +151,8 @@ impl PeakMeter {
 
     /// The peak since the start, in bytes; 0 where the system does not say.
     pub fn stop(mut self) -> u64 {
-        if let Device::Cuda(index) = self.device {
-            return card_bytes(index).map_or(0, |(used, _)| used);
+        if self.device.is_cuda() {
+            return settled_bytes(self.device);
         }
         self.end();
         let now = peak_rss_bytes();

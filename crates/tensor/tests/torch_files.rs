@@ -1,14 +1,15 @@
 //! Files that `torch.save` wrote, read without executing anything; fixtures by `python/fixtures/torch_files.py`.
 
+#[path = "common/torch_zip.rs"]
+mod torch_zip;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use seedpo_tensor::{Error, WeightFile};
-use zip::CompressionMethod;
-use zip::write::{SimpleFileOptions, ZipWriter};
+use torch_zip::{archive, text};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -46,16 +47,6 @@ fn legacy(pickle: &[u8]) -> Vec<u8> {
     [LEGACY_START, pickle, b"\x80\x02]."].concat()
 }
 
-fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut writer = ZipWriter::new(std::io::Cursor::new(Vec::new()));
-    for (name, bytes) in entries {
-        let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
-        writer.start_file(format!("archive/{name}"), options).unwrap();
-        writer.write_all(bytes).unwrap();
-    }
-    writer.finish().unwrap().into_inner()
-}
-
 fn open_in(folder: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Vec<i64>>, Error> {
     let path = folder.join("weights.pt");
     // A new file each time: some file systems write a file that is cut to nothing out to the disk at once.
@@ -77,7 +68,6 @@ fn a_pickle_that_runs_code_is_refused_by_name_and_runs_none() {
     let folder = tempfile::tempdir().unwrap();
     let mark = folder.path().join("ran");
     let touch = format!("touch {}", mark.display());
-    let text = |text: &str| [b"X", (text.len() as u32).to_le_bytes().as_slice(), text.as_bytes()].concat();
     let call = |global: &[u8], argument: &str| [b"\x80\x02", global, &text(argument), b"\x85R."].concat();
     let python = format!("__import__('os').system('{touch}')");
     let cases = [

@@ -253,7 +253,7 @@ settings! {
         "Type of the frozen base (auto: bf16 where the machine multiplies it faster; a run records which), and of passes \
          through a U-Net trained whole; trained weights, loss and optimizer stay f32.";
     vae_dtype: String = "auto".into(), "auto | f32 | bf16 | f16",
-        "Type of the autoencoder; auto: bf16 beside a bf16 base, else f32.";
+        "Type of the autoencoder; auto: the base's. In the place of f16 it is f32 where the autoencoder overflows in f16.";
     vae_slicing: bool = false, "true | false", "Decode one picture at a time: less memory.";
     vae_tiling: bool = false, "true | false",
         "Decode pictures larger than the autoencoder's own size in overlapping tiles: less memory, faint seams.";

@@ -7,7 +7,7 @@ use crate::forecast::{Cost, Forecast, Measured, Piece, Span};
 use crate::method::PairsFrom;
 use seedpo_model::FinetuningType;
 use seedpo_tensor::Kind;
-use seedpo_tensor::memory::{capacity_bytes, peak_rss_bytes, settled_rss_bytes};
+use seedpo_tensor::memory::{capacity_bytes, peak_rss_bytes, settled_bytes};
 
 /// Seconds up to which a pass is short.
 const SHORT: f64 = 0.15;
@@ -36,7 +36,7 @@ impl Trainer<'_> {
         let device = self.parts.model.device();
         let bench = self.bench()?;
         self.allocate_gradients()?;
-        let (at_rest, plan) = (settled_rss_bytes(), self.plan());
+        let (at_rest, plan) = (settled_bytes(device), self.plan());
         let capacity = capacity_bytes(device);
         let mut pieces = Vec::new();
         for (piece, rows) in plan.pieces.into_iter().filter(|(_, rows)| *rows > 0) {

@@ -15,9 +15,9 @@ use serde_json::json;
 use super::train::{Start, local_model};
 use crate::context::Context;
 use crate::failure::Outcome;
-use crate::interrupt;
 use crate::progress::Progress;
 use crate::settings::Settings;
+use crate::{interrupt, out_of_memory};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -69,6 +69,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     config.finetuning_type = "lora".into();
     config.model = local_model(&config.model, &config.variant, context)?;
     let start = Start::load(config, context)?;
+    let at_once = start.config.rollout_batch_size.min(start.config.prompts_per_iteration) as usize;
+    out_of_memory::batch("--rollout-batch-size", at_once.min(start.prompts.len()), start.model.device());
     let planned = RunDir::planned(&start.config);
     let mut trainer = Trainer::new(start.parts(planned), None)?;
     let mut progress = Sampling { context, shown: None };

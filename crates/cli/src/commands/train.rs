@@ -56,10 +56,10 @@ pub struct Args {
 /// A run about to start or go on.
 pub(super) struct Start {
     pub(super) config: TrainConfig,
-    prompts: Vec<String>,
+    pub(super) prompts: Vec<String>,
     image_pairs: Option<Arc<Pairs>>,
     store: Option<Arc<Store>>,
-    model: DiffusionModel,
+    pub(super) model: DiffusionModel,
     judge: Box<dyn Judge>,
     heldout: Vec<Box<dyn Judge>>,
 }

@@ -45,10 +45,38 @@ fn auto_takes_the_faster_type_and_a_run_records_and_keeps_it() {
 }
 
 #[test]
-fn an_f16_base_keeps_an_f32_autoencoder_and_says_so() {
+fn an_autoencoder_that_overflows_in_f16_runs_in_f32_and_that_is_said() {
+    let room = Room::new();
+    let base = ["sample", "--model", "model", "--device", "cpu", "--prompt", "a", "--steps", "2", "--dtype"];
+    let draw = |more: &[&str]| said(&room, &[&base[..], more].concat());
+    let warning = "WARN the autoencoder runs in f32, not f16: its configuration does not say `force_upcast: false`";
+    for (number, flags) in
+        [&["f16"][..], &["f16", "--vae-dtype", "f16"], &["bf16", "--vae-dtype", "f16"]].iter().enumerate()
+    {
+        let text = draw(&[flags, &["--out", &number.to_string()][..]].concat());
+        assert_eq!(text.matches(warning).count(), 1, "{flags:?}: {text}");
+    }
+    for (number, flags) in [&["f16", "--vae-dtype", "f32"][..], &["bf16"]].iter().enumerate() {
+        let text = draw(&[flags, &["--out", &format!("other-{number}")][..]].concat());
+        assert!(!text.contains("autoencoder"), "{flags:?}: {text}");
+    }
+    assert!(!draw(&["f16", "--out", "quiet", "--quiet"]).contains("autoencoder"));
+}
+
+#[test]
+fn a_fixed_autoencoder_is_used_in_f16_as_it_is() {
+    let room = Room::new();
+    room.edit("model/vae/config.json", |text| text.replace("\"force_upcast\": true", "\"force_upcast\": false"));
+    let text = said(&room, &[&TRAIN[..], &["--dtype", "f16"]].concat());
+    assert!(!text.contains("autoencoder"), "{text}");
+    let config = std::fs::read_to_string(room.path("runs/spo/config.toml")).unwrap();
+    assert!(config.contains("\ndtype = \"f16\"") && config.contains("\nvae_dtype = \"f16\""), "{config}");
+}
+
+#[test]
+fn an_unknown_dtype_is_refused() {
     let room = Room::new();
     let base = ["sample", "--model", "model", "--device", "cpu", "--prompt", "a", "--steps", "2", "--dtype", "f16"];
-    assert!(said(&room, &base).contains("the autoencoder stays in f32"));
     let bad = room.seedpo_as_given(&[&base[..], &["--vae-dtype", "fp8"]].concat()).assert().code(2);
     let text = String::from_utf8_lossy(&bad.get_output().stderr).into_owned();
     assert!(text.contains("--vae-dtype") && text.contains("expected auto, f32, bf16 or f16, found `fp8`"), "{text}");

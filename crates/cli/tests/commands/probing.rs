@@ -1,5 +1,7 @@
 //! `seedpo probe`: every stage against the libraries or a closed form.
 
+use std::path::Path;
+
 use super::*;
 
 /// Runs `seedpo probe` on a case and gives its results.
@@ -205,4 +207,28 @@ fn probe_scores() {
         .unwrap();
     assert!(largest_difference(&out["scores"], &Tensor::from_slice(&expected)) < 1e-5);
     assert_eq!(out["scores"].kind(), Kind::Float);
+}
+
+#[test]
+fn the_page_has_every_stage_and_tensor_of_the_help() {
+    let room = Room::new();
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/probe.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let help = done(&room, &["probe", "--help"]);
+    let (_, table) = help.split_once("what      inputs").unwrap();
+    let (table, _) = table.split_once("Defaults of settings").unwrap();
+    room.case("case.safetensors", "nothing", "{}", &[("x", embeds(1))]);
+    let wrong =
+        room.seedpo(&["probe", "--model", "model", "--case", "case.safetensors", "--out", "o"]).output().unwrap();
+    let error = String::from_utf8(wrong.stderr).unwrap();
+    let (stages, _) = error.split_once("expected one of ").unwrap().1.split_once("; found").unwrap();
+    assert!(stages.contains("score"), "{error}");
+    for name in stages.split(", ") {
+        assert!(page.contains(&format!("\n| `{name}` |")), "stage {name}");
+    }
+    let words = table.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.contains('_'));
+    for word in words.chain(["beta", "gamma", "clip", "shaping", "form", "steps", "eta", "sampler", "judge", "prompts"])
+    {
+        assert!(page.contains(&format!("`{word}`")), "{word}");
+    }
 }

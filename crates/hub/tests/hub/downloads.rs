@@ -179,3 +179,16 @@ fn adapters_and_single_files() {
     assert_eq!(read(Select::File("styles/ink.safetensors".to_owned())), b"ink");
     assert!(room.error(&Select::File("ink.safetensors".to_owned())).contains("it has pytorch_lora_weights"));
 }
+
+#[test]
+fn a_file_without_a_checksum_is_said_to_be_unverified() {
+    let room = Room::new();
+    let (_, notes) = room.get(&plain());
+    assert!(notes.lines.is_empty(), "{:?}", notes.lines);
+    let room = Room::new();
+    room.server.fault("HEAD", UNET, Fault::Etag("no-checksum_1"), 1);
+    let (folder, notes) = room.get(&plain());
+    assert_eq!(fs::read(folder.unwrap().join(UNET)).unwrap(), unet());
+    let [line] = &notes.lines[..] else { panic!("{:?}", notes.lines) };
+    assert!(line.contains(UNET) && line.contains("not verified") && line.contains("`no-checksum_1`"), "{line}");
+}

@@ -24,6 +24,8 @@ pub enum Fault {
     WholeFile,
     /// Announces another size.
     Size(u64),
+    /// Has a word for an ETag that is no checksum.
+    Etag(&'static str),
 }
 
 #[derive(Default)]
@@ -116,6 +118,10 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>, port: u16) {
     }
     if let Some(Fault::Size(size)) = fault {
         head = head.replace("X-Linked-Size: ", &format!("X-Linked-Size: {size}\r\nX-True-Size: "));
+    }
+    if let Some(Fault::Etag(word)) = fault {
+        let lines = head.lines().filter(|line| !line.contains("ETag: ")).map(|line| format!("{line}\r\n"));
+        head = lines.chain([format!("ETag: W/\"{word}\"\r\n")]).collect();
     }
     match fault {
         Some(Fault::WrongByte) if !body.is_empty() => body[0] ^= 1,

@@ -18,7 +18,7 @@ use self::texts::Recipe;
 use crate::context::Context;
 use crate::failure::Outcome;
 use crate::progress::Progress;
-use crate::{images, interrupt, models, output};
+use crate::{images, interrupt, models, out_of_memory, output};
 
 pub use self::adapters::{Weighted, is_whole, load_lora};
 
@@ -169,6 +169,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     report_truncated(&model, &prompts, context)?;
     let _folder = OutputFolder::make(&args.out, &files)?;
     let text = Text::encode(args, &model, &prompts, shape)?;
+    out_of_memory::batch("--batch", args.batch.min(jobs.len()), model.device());
     let painter = Painter { args, model: &model, sampler: &sampler, shape, text };
     let mut progress = context.progress("sampling", jobs.len(), "pictures");
     let mut shown = Vec::new();

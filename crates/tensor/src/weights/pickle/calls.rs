@@ -66,7 +66,8 @@ pub(super) fn check_global(global: &Global) -> Result<(), String> {
 /// The value of calling `function` with `arguments`: nothing is called, see the module's notes. Errors: a reason, where
 /// the arguments of a known function are not what torch writes.
 pub(super) fn call(graph: &mut Graph, function: Id, arguments: Id) -> Result<Node, String> {
-    let Node::Global(Global { module, name }) = graph.node(function) else { return Ok(Node::Opaque) };
+    let Node::Global(global) = graph.node(function) else { return Ok(Node::Opaque) };
+    let Global { module, name } = &**global;
     let arguments: Vec<Id> = match graph.node(arguments) {
         Node::Tuple(items) => items.iter().take(MOST_ARGUMENTS).copied().collect(),
         _ => return Err(format!("expected a tuple of arguments for `{module}.{name}`")),
@@ -121,13 +122,13 @@ fn rebuild_tensor(graph: &Graph, arguments: &[Id], kind: Option<StoredKind>) -> 
         return Err("expected a tensor's first argument to be its storage".to_owned());
     };
     let offset = graph.integer(*offset, "a tensor's offset")?;
-    Ok(Node::Tensor(TensorNode {
+    Ok(Node::Tensor(Box::new(TensorNode {
         offset: offset.checked_add(storage.base).ok_or("a tensor's offset is too large")?,
-        storage: storage.clone(),
+        storage: Storage::clone(storage),
         kind,
         shape: graph.integers(*shape, "a tensor's shape")?,
         strides: graph.integers(*strides, "a tensor's strides")?,
-    }))
+    })))
 }
 
 /// The storage that a persistent id `('storage', class, key, device, count[, view])` names.

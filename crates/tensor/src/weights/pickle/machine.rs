@@ -162,7 +162,7 @@ impl<'a> Machine<'a> {
             b'Q' => {
                 let id = self.pop()?;
                 let storage = calls::storage(&self.graph, id)?;
-                self.push(Node::Storage(storage))
+                self.push(Node::Storage(Box::new(storage)))
             }
             b'R' => {
                 let (arguments, function) = (self.pop()?, self.pop()?);
@@ -246,7 +246,7 @@ impl<'a> Machine<'a> {
 
     fn push_global(&mut self, global: Global) -> Step<()> {
         calls::check_global(&global)?;
-        self.push(Node::Global(global))
+        self.push(Node::Global(Box::new(global)))
     }
 
     /// Below this the stack belongs to what is outside the innermost mark.

@@ -13,7 +13,7 @@ pub(super) const LONGEST_NAME: usize = 1000;
 /// Axes of a tensor; libtorch has at most 64.
 const MOST_AXES: usize = 64;
 
-/// One value.
+/// One value. Small, since a file of a few megabytes can have millions: what is rare and large lies elsewhere.
 #[derive(Clone, Debug)]
 pub(super) enum Node {
     None,
@@ -24,9 +24,9 @@ pub(super) enum Node {
     List(Vec<Id>),
     Dict(Vec<(Id, Id)>),
     /// A class or function by its name; it is never looked up.
-    Global(Global),
-    Storage(Storage),
-    Tensor(TensorNode),
+    Global(Box<Global>),
+    Storage(Box<Storage>),
+    Tensor(Box<TensorNode>),
     /// Anything that no tensor depends on: numbers with a fraction, bytes, objects of any class.
     Opaque,
 }
@@ -116,7 +116,7 @@ impl Graph {
     /// Every storage that is named anywhere.
     pub fn storages(&self) -> impl Iterator<Item = &Storage> {
         self.nodes.iter().filter_map(|node| match node {
-            Node::Storage(storage) => Some(storage),
+            Node::Storage(storage) => Some(storage.as_ref()),
             _ => None,
         })
     }
