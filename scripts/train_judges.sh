@@ -16,7 +16,7 @@ train() {
   local name=$1 kind=$2 resume=()
   shift 2
   [ -f "$out/$name/checkpoint.safetensors" ] && resume=(--resume)
-  "$seedpo" judge train "$kind" --out "$out/$name" --heldout-share 0.1 --save-dtype "$dtype" --device cpu \
+  "$seedpo" judge train "$kind" --out "$out/$name" --heldout-share 0.1 --heldout-limit 0 --save-dtype "$dtype" --device cpu \
     --threads "$threads" "$@" "${resume[@]}"
 }
 

@@ -9,6 +9,7 @@ use seedpo_tensor::{Init, ParamPath};
 use tch::{Device, Kind, Tensor};
 
 use crate::adapter::{Adapter, Delta};
+use crate::product::linear;
 
 /// PyTorch's default bound for weights and biases: `1 / sqrt(fan_in)`.
 pub(crate) fn default_init(fan_in: i64) -> Init {
@@ -147,8 +148,8 @@ impl Linear {
 /// The low-rank part runs in f32 and the sum is cast back to the base's kind, as peft does.
 fn adapted(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, delta: Option<&Delta>) -> Tensor {
     match delta {
-        None => x.linear(&in_kind_of(x, weight), bias.map(|bias| in_kind_of(x, bias))),
-        Some(Delta::Weight(weight)) => x.linear(&matrix(weight), bias),
+        None => linear(x, &in_kind_of(x, weight), bias.map(|bias| in_kind_of(x, bias)).as_deref()),
+        Some(Delta::Weight(weight)) => linear(x, &matrix(weight), bias),
         Some(Delta::LowRank { a, b, scale }) => low_rank(x, weight, bias, [&matrix(a), &matrix(b)], *scale),
     }
 }
@@ -163,13 +164,13 @@ fn low_rank(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, [a, b]: [&Tensor
     let rows = x.reshape([-1, shape.pop().unwrap_or(1)]);
     // A strided input takes another kernel: the one that runs without adapter, so that a fresh adapter changes no bit.
     let mut y = match x.is_contiguous() {
-        true => rows.linear(weight, bias),
+        true => linear(&rows, weight, bias),
         false => x.linear(weight, bias).flatten(0, -2),
     };
     let low = rows.to_kind(a.kind()).mm(&a.tr()) * scale;
     let y = if y.kind() == b.kind() {
-        // `y` is fresh and a linear layer does not save its output, so this is safe under autograd too.
-        y.addmm_(&low, &b.tr())
+        // `y` is fresh. With gradients it may be a view, which autograd would have to copy to change it in place.
+        if y.requires_grad() { y.addmm(&low, &b.tr()) } else { y.addmm_(&low, &b.tr()) }
     } else {
         (low.mm(&b.tr()) + &y).to_kind(y.kind())
     };

@@ -5,6 +5,7 @@ mod index;
 mod layers;
 mod layout;
 mod parts;
+mod product;
 mod prompts;
 mod single_file;
 mod sources;

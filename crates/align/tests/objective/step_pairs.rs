@@ -156,7 +156,9 @@ fn micro_batches_and_two_passes_give_the_gradient_of_one() {
                 output
             });
             assert!(off(&whole, &plain) < 1e-5 && whole.norm().double_value(&[]) > 1e-4, "{method}: leaving ties out");
-            assert!((loss.loss.double_value(&[]) - direct.loss.double_value(&[])).abs() < 1e-6);
+            let (found, wanted) = (loss.loss.double_value(&[]), direct.loss.double_value(&[]));
+            // Another number of rows is another f32 kernel, and β multiplies its rounding.
+            assert!((found - wanted).abs() < 1e-5, "{method}: {found} {wanted}");
             for max_rows in [1, 2, 3] {
                 let (parts, output) = run(max_rows);
                 assert!(off(&parts, &whole) < 1e-5, "{method} {max_rows} rows: {:.1e}", off(&parts, &whole));
