@@ -4,14 +4,16 @@
     .venv/bin/python python/judge_bench.py [--judge NAME ...] [--pictures 32] [--prompts 3] [--rounds 3] [--dtype f32 bf16]
 
 The reference takes one picture and prompt at a time, as the judges' own packages do in their examples. Every picture has a
-prompt of its own unless --prompts says how many there are. Loading is left out on both sides: for seedpo the time of a run
-over one picture is taken off, reading the PNG files of the others is not. Judges without weights are measured on more
+prompt of its own unless --prompts says how many there are. Seconds are CPU time divided by the threads, on both sides, and
+loading is left out: for seedpo the time of a run over one picture is taken off (by the clock that would mostly show how the
+disk feels); reading the PNG files of the others is not. Judges without weights are measured on more
 pictures, against Pillow and NumPy. The machine should have nothing else to do.
 """
 
 import argparse
 import gc
 import io
+import os
 import statistics
 import subprocess
 import sys
@@ -61,19 +63,19 @@ WEIGHTLESS = {"jpeg-compressibility": jpeg, "colourfulness": colourfulness, "chr
 
 
 def seedpo(binary: str, name: str, folder: Path | None, pictures: Path, prompts: Path, dtype: str) -> tuple[float, float]:
-    """Seconds, and peak resident MiB."""
+    """CPU seconds by thread, and peak resident MiB."""
     judge = f"{name}={folder}" if folder else name
     command = [binary, "-q", "score", "--judge", judge, str(pictures), "--prompts", str(prompts), "--dtype", dtype]
-    started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    peak = 0.0
-    # Not getrusage's: that counts this process, too, until the other program is started.
-    while process.poll() is None:
+    peak, ended = 0.0, 0
+    # Not getrusage's peak: that counts this process, too, until the other program is started.
+    while not ended:
         peak = max(peak, high_water(process.pid))
         time.sleep(0.002)
-    if process.returncode != 0:
-        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
-    return time.perf_counter() - started, peak
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+    if status != 0:
+        raise SystemExit(f"{' '.join(command)}: exit code {os.waitstatus_to_exitcode(status)}")
+    return (usage.ru_utime + usage.ru_stime) / torch.get_num_threads(), peak
 
 
 def high_water(pid: int) -> float:
@@ -85,11 +87,11 @@ def high_water(pid: int) -> float:
 
 
 def reference(judge, images, prompts) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     with torch.no_grad():
         for image, prompt in zip(images, prompts):
             judge.score(image, prompt)
-    return time.perf_counter() - started
+    return (time.process_time() - started) / torch.get_num_threads()
 
 
 def main() -> None:
@@ -122,18 +124,19 @@ def main() -> None:
             judge = Weightless(WEIGHTLESS[name]) if name in WEIGHTLESS else JUDGES[name](folder, args)
             dtypes = ["f32"] if name in WEIGHTLESS else args.dtype
             folder = None if name in WEIGHTLESS else folder
-            theirs, ours, peak = [], {dtype: [] for dtype in dtypes}, {}
+            theirs, loads, wholes, peak = [], {dtype: [] for dtype in dtypes}, {dtype: [] for dtype in dtypes}, {}
             for _ in range(args.rounds):
                 theirs.append(count / reference(judge, images, prompts))
                 for dtype in dtypes:
-                    load, _ = seedpo(args.binary, name, folder, one, one.parent / "one.txt", dtype)
+                    loads[dtype].append(seedpo(args.binary, name, folder, one, one.parent / "one.txt", dtype)[0])
                     whole, peak[dtype] = seedpo(args.binary, name, folder, all_, one.parent / "all.txt", dtype)
-                    ours[dtype].append((count - 1) / max(whole - load, 1e-9))
+                    wholes[dtype].append(whole)
             del judge
             gc.collect()
             base = statistics.median(theirs)
             for dtype in dtypes:
-                speed = statistics.median(ours[dtype])
+                seconds = statistics.median(wholes[dtype]) - statistics.median(loads[dtype])
+                speed = (count - 1) / seconds
                 print(f"| {name} | {dtype} | {base:.2f} | {speed:.2f} | {speed / base:.2f} | {peak[dtype]:.0f} |", flush=True)
 
 
