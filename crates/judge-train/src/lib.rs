@@ -31,5 +31,6 @@ pub use presets::{PRESETS, Preset};
 pub use run::{Finished, Run, Task, run};
 pub use settings::{Part, Settings};
 pub use source::Source;
+pub use split::part_of;
 pub use start::{Sizes, Start};
 pub use synthetic::{Written, write_pairs};

@@ -53,8 +53,8 @@ impl Split {
     }
 }
 
-/// Which of `of` parts a group belongs to, from 1.
-pub(crate) fn part_of(group: &str, of: u64) -> u64 {
+/// Which of `of` parts a group (a pair's prompt, a picture's title) belongs to, 1 to `of`: what `--part 1/2` chooses by.
+pub fn part_of(group: &str, of: u64) -> u64 {
     (fraction("part", 0, group) * of as f64) as u64 + 1
 }
 

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::method::{Likelihood, PairsFrom, ReferencePolicy};
 use crate::observer::EffectiveSettings;
 use seedpo_model::FinetuningType;
+use std::time::Instant;
 
 impl Trainer<'_> {
     /// Everything worth knowing before a run, measured where that is cheap: one U-Net pass is timed.
@@ -107,7 +108,9 @@ impl Trainer<'_> {
         line("images per epoch", (self.items() * self.images_per_prompt()).to_string());
         line("seed", config.seed.to_string());
         let total = self.total_steps();
+        let began = Instant::now();
         let forecast = self.forecast(false)?;
+        tracing::debug!(seconds = began.elapsed().as_secs_f64(), "memory and time forecast");
         lines.push(("time expected".into(), forecast.time_line()));
         lines.push(("memory expected".into(), forecast.memory_line()));
         let config = &self.parts.config;

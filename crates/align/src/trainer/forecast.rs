@@ -97,12 +97,16 @@ impl Trainer<'_> {
         let count = if full && fits { rows } else { rows.min(few) };
         let mut second =
             if count == 1 && first.seconds > LONG { first } else { self.measure(bench, piece, count, on)? };
-        // A short pass is timed better by the fastest of three.
-        for _ in 0..if second.seconds < SHORT { 2 } else { 0 } {
-            let again = self.measure(bench, piece, count, on)?;
-            second.seconds = second.seconds.min(again.seconds);
-            second.cpu_seconds = second.cpu_seconds.min(again.cpu_seconds);
-            second.peak = second.peak.max(again.peak);
+        let short = second.seconds < SHORT;
+        // What a short pass takes for an instant is seen more surely in three.
+        for _ in 0..if short { 2 } else { 0 } {
+            second.peak = second.peak.max(self.measure(bench, piece, count, on)?.peak);
+        }
+        // Only a pass in memory that is warm takes as long as those of a run.
+        for _ in 0..if short { 2 } else { usize::from(full) } {
+            let warm = self.time(bench, piece, count, on)?;
+            second.seconds = second.seconds.min(warm.seconds);
+            second.cpu_seconds = second.cpu_seconds.min(warm.cpu_seconds);
         }
         let fewer = (count > 1).then_some(first);
         let full = if count == rows { second } else { second.scaled(rows, fewer, at_rest) };

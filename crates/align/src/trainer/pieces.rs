@@ -3,7 +3,7 @@
 use super::Trainer;
 use super::rollout::decode;
 use crate::error::Result;
-use crate::forecast::{Cost, Piece};
+use crate::forecast::{Cost, Piece, Span};
 use crate::method::{Likelihood, PairsFrom, ReferencePolicy};
 use crate::objective::{Clip, Objective, PairBatch, PairLatents, accumulate_step_pairs};
 use seedpo_judge::to_u8;
@@ -87,17 +87,22 @@ impl Trainer<'_> {
         Ok(PairBatch { latents, timesteps: vec![timestep], prompts: vec![0], decided: vec![true], weights: None })
     }
 
-    /// Runs a piece once on `rows` of its unit; gradients are thrown away.
+    /// Runs a piece once on `rows` of its unit, with freed memory given back before it; gradients are thrown away.
     pub(super) fn measure(&self, bench: &Bench, piece: Piece, rows: usize, checkpointing: bool) -> Result<Cost> {
         let meter = PeakMeter::start(self.parts.model.device());
+        let Span { seconds, cpu_seconds } = self.time(bench, piece, rows, checkpointing)?;
+        Ok(Cost { rows, seconds, cpu_seconds, peak: meter.stop() })
+    }
+
+    /// As [`Self::measure`], in the memory of the pass before it, as updates run: it need not be cleared again.
+    pub(super) fn time(&self, bench: &Bench, piece: Piece, rows: usize, checkpointing: bool) -> Result<Span> {
         let (started, cpu) = (Instant::now(), cpu_seconds());
         match piece {
             Piece::Sampling => self.run_sampling(bench, rows)?,
             Piece::Judging => self.run_judging(bench, rows)?,
             Piece::Training => self.run_training(bench, rows, checkpointing)?,
         }
-        let (seconds, cpu_seconds) = (started.elapsed().as_secs_f64(), cpu_seconds() - cpu);
-        Ok(Cost { rows, seconds, cpu_seconds, peak: meter.stop() })
+        Ok(Span { seconds: started.elapsed().as_secs_f64(), cpu_seconds: cpu_seconds() - cpu })
     }
 
     fn run_sampling(&self, bench: &Bench, rows: usize) -> Result<()> {

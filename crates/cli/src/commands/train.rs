@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use seedpo_align::checkpoint::Checkpoint;
@@ -104,8 +104,14 @@ pub(super) fn local_model(model: &str, variant: &str, context: &Context) -> Resu
 fn begin(config: TrainConfig, context: &Context) -> Result<Outcome> {
     // The hash of gigabytes of weights is taken while they are loaded.
     let inputs = config.clone();
-    let hashes = std::thread::spawn(move || hash_inputs(&inputs));
+    let began = Instant::now();
+    let hashes = std::thread::spawn(move || {
+        let hashes = hash_inputs(&inputs);
+        tracing::debug!(seconds = began.elapsed().as_secs_f64(), "inputs hashed");
+        hashes
+    });
     let start = Start::load(config, context)?;
+    tracing::debug!(seconds = began.elapsed().as_secs_f64(), "model and judges loaded");
     trainer::check(&start.config, &start.prompts, &start.model)?;
     let hashes = hashes.join().map_err(|_| anyhow!("the inputs could not be hashed"))??;
     let run = RunDir::create(&start.config, &versions(), &hashes)?;

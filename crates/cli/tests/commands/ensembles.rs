@@ -159,6 +159,32 @@ fn a_run_records_each_judge_of_an_ensemble() {
     assert!(metrics(&room, "one", "update")[0].get("judges").is_none());
 }
 
+/// [`TRAIN`] without its judge.
+fn train_by_others() -> Vec<&'static str> {
+    TRAIN.iter().copied().filter(|a| !["--judge", "colourfulness"].contains(a)).collect()
+}
+
+#[test]
+fn a_judge_may_have_a_thread_a_device_and_a_number_type_of_its_own() {
+    let room = Room::new();
+    let rewards = |name: &str, more: &[&str]| -> Vec<f64> {
+        let judge = ["--judge", "emoji-step-aware", "--name", name];
+        done(&room, &[&train_by_others()[..], &judge, more].concat());
+        metrics(&room, name, "preview").iter().map(|line| line["reward_mean"].as_f64().unwrap()).collect()
+    };
+    let here = rewards("here", &[]);
+    assert_eq!(here, rewards("elsewhere", &["--judge-background", "on", "--judge-device", "cpu"]));
+    let half = rewards("half", &["--judge-dtype", "bf16"]);
+    assert_ne!(here, half);
+    for (f32, bf16) in here.iter().zip(&half) {
+        assert!((f32 - bf16).abs() < 0.05 * f32.abs().max(1.0), "{f32} {bf16}");
+    }
+    let wrong = [&train_by_others()[..], &["--judge", "emoji-clip", "--judge-device", "gpu"]].concat();
+    let refused = room.seedpo(&wrong).assert().failure().get_output().clone();
+    let words = String::from_utf8(refused.stderr).unwrap();
+    assert!(words.contains("judge_device") && words.contains("gpu"), "{words}");
+}
+
 #[test]
 fn the_judges_that_are_built_in_score_and_train_by_name() {
     let room = Room::new();
@@ -178,8 +204,7 @@ fn the_judges_that_are_built_in_score_and_train_by_name() {
         assert!((scores[0] - expected).abs() < 1e-4 * expected.abs().max(1.0), "{name}: {} {expected}", scores[0]);
     }
     let judges = ["--judge", "emoji-step-aware", "--heldout-judge", "emoji-heldout,chroma", "--gamma", "1"];
-    let without: Vec<&str> = TRAIN.iter().copied().filter(|a| !["--judge", "colourfulness"].contains(a)).collect();
-    done(&room, &[&without[..], &judges, &["--name", "see-spo"]].concat());
+    done(&room, &[&train_by_others()[..], &judges, &["--name", "see-spo"]].concat());
     let preview = &metrics(&room, "see-spo", "preview")[0];
     assert!(preview["heldout"]["emoji-heldout"]["mean"].as_f64().unwrap().is_finite(), "{preview}");
     assert!(metrics(&room, "see-spo", "update")[0]["pairs_kept"].as_u64().unwrap() > 0);

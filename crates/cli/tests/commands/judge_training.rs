@@ -62,3 +62,23 @@ fn each_kind_is_trained_and_judges() {
     let lines = std::fs::read_to_string(room.path("step-aware/metrics.jsonl")).unwrap();
     assert_eq!(lines.matches("\"stage\":\"step-aware\"").count(), 2);
 }
+
+/// Pick-a-Pic's own layouts, with the pictures in the table.
+#[test]
+fn pick_a_pic_is_learned_from() {
+    let room = Room::new();
+    write_data(&room);
+    let pickapic = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/tests/fixtures/pairs");
+    let sizes =
+        ["--image-size", "16", "--patch-size", "8", "--vision", "16,1,2", "--text", "16,1,2", "--projection", "8"];
+    let clip = ["judge", "train", "clip", "--data", "pictures", "--tokenizer", "model/tokenizer", "--out", "clip"];
+    room.seedpo(&[&clip[..], &sizes, &FEW].concat()).assert().success();
+    for layout in ["pickapic_v1", "pickapic_v2/data"] {
+        let (data, out) = (pickapic.join(layout), layout.replace('/', "-"));
+        let train = ["judge", "train", "preference", "--init", "clip/model", "--out", &out, "--data"];
+        // Three of the second one's rows are bad.
+        let data = [data.to_str().unwrap(), "--bad-rows-limit", "0.3"];
+        room.seedpo(&[&train[..], &data, &FEW].concat()).assert().success();
+        room.seedpo(&["score", "--judge", &format!("path:{out}/model"), "pictures"]).assert().success();
+    }
+}
