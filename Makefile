@@ -15,7 +15,7 @@ TEST_THREADS = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=passive
 # `$(call need,program,how to get it)`: one clear line when a program is missing.
 need = @command -v $(1) >/dev/null 2>&1 || { echo "make: $(1) is missing. $(2)" >&2; exit 1; }
 
-.PHONY: help setup build demo test interop parity judge-parity judge-bench bench bench-sd15 bench-sd15-512 bench-memory bench-methods gpu-check dry-run-check python emoji judges method-curves fmt clippy doc check clean tools
+.PHONY: help setup build demo test interop parity judge-parity judge-bench bench bench-sd15 bench-sd15-512 bench-memory bench-methods bench-sdxl gpu-check dry-run-check python emoji judges method-curves fmt clippy doc check clean tools
 
 help: ## list the targets
 	@echo "seedpo: align text-to-image diffusion models with preferences"; echo
@@ -92,6 +92,9 @@ bench-memory: build python ## one SEE-SPO update at 512 x 512: peak memory with 
 
 bench-methods: build python ## one update of every method on the folder of Stable Diffusion 1.5's size
 	$(VENV) python/bench.py methods --update docs/performance.md
+
+bench-sdxl: build python ## an update on a folder of Stable Diffusion XL's size (7 GB of disk, 12 GB of memory)
+	$(VENV) python/bench.py sdxl --update docs/performance.md
 
 dry-run-check: build python ## hold the dry run's memory and time against a real run, Stable Diffusion 1.5's size included
 	@test -d target/models/sd15 || $(VENV) python/make_models.py sd15 target/models/sd15 --dtype f16

@@ -6,7 +6,8 @@
 
 `emoji` is the built-in model; `sd15` and `sd15-512` are a random-weight folder of Stable Diffusion 1.5's size at 256 and
 512 pixels; `memory` is one SEE-SPO update of that folder at 512 pixels, with and without the flags that save memory;
-`methods` is one update of every method on it at 256 pixels, without PyTorch.
+`methods` is one update of every method on it at 256 pixels, `sdxl` one at 512 on a folder of Stable Diffusion XL's size, both without
+PyTorch.
 
 Both sides get the same folder, prompts, steps, K, pairs per update, LoRA rank, dtype and thread count, and each turn is a
 fresh process. Seconds are medians over the counted repetitions and exclude loading, except in the row that measures it;
@@ -30,8 +31,8 @@ from benchmark.tensors import write_adapter
 from benchmark.work import Place, Work
 
 HERE = Path(__file__).resolve().parent
-SD15 = HERE.parent / "target/models/sd15"
-SIZES = ("emoji", "sd15", "sd15-512", "memory", "methods")
+SD15, SDXL = HERE.parent / "target/models/sd15", HERE.parent / "target/models/sdxl"
+SIZES = ("emoji", "sd15", "sd15-512", "memory", "methods", "sdxl")
 ROWS = ("sampling", "spo", "spo-checkpointing", "d3po", "d3po-batch", "diffusion-dpo", "start", "default")
 GOALS = {"sampling": Goal(1.4, 0.7), "spo": Goal(2.0, 0.5), "spo-checkpointing": Goal(2.0, 0.5), "d3po": Goal(1.5, 0.5),
          "d3po-batch": Goal(1.5, 0.5), "diffusion-dpo": Goal(1.3, 0.5), "start": Goal(5.0), "default": Goal(4.0)}
@@ -151,10 +152,11 @@ def check(chosen):
         page.parts_of(chosen.update, size)
     if "emoji" in chosen.sizes and not (chosen.model / "model_index.json").is_file():
         sys.exit(f"bench: {chosen.model} is not a diffusers folder.")
-    if set(chosen.sizes) - {"emoji"} and not (SD15 / "model_index.json").is_file():
-        made = subprocess.run([sys.executable, HERE / "make_models.py", "sd15", SD15, "--dtype", "f16"])
-        if made.returncode != 0:
-            sys.exit("bench: the folder of Stable Diffusion 1.5's size could not be written; see above.")
+    for folder, sizes in ((SD15, set(chosen.sizes) - {"emoji", "sdxl"}), (SDXL, {"sdxl"} & set(chosen.sizes))):
+        if sizes and not (folder / "model_index.json").is_file():
+            made = subprocess.run([sys.executable, HERE / "make_models.py", folder.name, folder, "--dtype", "f16"])
+            if made.returncode != 0:
+                sys.exit(f"bench: {folder} could not be written; see above.")
 
 
 def main():
@@ -176,6 +178,8 @@ def main():
             load = os.getloadavg()[0]
             if size == "methods":
                 text, good = methods.table(SD15, place)
+            elif size == "sdxl":
+                text, good = methods.table(SDXL, place, ("spo", "diffusion-dpo"), resolution=512)
             else:
                 text, good = memory(chosen, place) if size == "memory" else compare(size, chosen, place)
             text += f"\n\nMeasured {page.machine(load)}"

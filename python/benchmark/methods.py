@@ -1,4 +1,4 @@
-"""One update of every method by seedpo alone: that each runs at Stable Diffusion's size, and what it takes."""
+"""One update of methods by seedpo alone: that each runs at Stable Diffusion's size, and what it takes."""
 
 import json
 import tempfile
@@ -64,18 +64,19 @@ def one_update(method, model, place, own=None):
     return Update(update, used)
 
 
-def table(model, place):
+def table(model, place, methods=(*ONLINE, *OFFLINE), resolution=SETTINGS["resolution"]):
     """The table as text, and whether every method ran."""
     lines, good = ["| method | γ | seconds of the update | of its rollout | peak MiB |", "| --- | --- | --- | --- | --- |"], True
-    for method in (*ONLINE, *OFFLINE):
+    for method in methods:
         try:
-            one = one_update(method, model, place)
+            one = one_update(method, model, place, {"resolution": resolution})
             lines.append(f"| {method} | {gamma(method)} | {one.train:.1f} | {one.rollout:.1f} | {one.used.peak / MIB:.0f} |")
         except Failed as error:
             good = False
             lines.append(f"| {method} | {gamma(method)} | did not run: {str(error).splitlines()[0]} | | |")
             say(str(error))
         say(lines[-1])
-    lines += ["", "One update each, LoRA rank 4, 256 × 256, bf16, gradient checkpointing, 4 steps, one pair (DDPO, DPOK: two "
-                  f"samples); {place.threads} thread(s)."]
+    samples = " (DDPO, DPOK: two samples)" if "ddpo" in methods else ""
+    lines += ["", f"One update each, LoRA rank 4, {resolution} × {resolution}, bf16, gradient checkpointing, 4 steps, one pair{samples}; "
+                  f"{place.threads} thread(s)."]
     return "\n".join(lines), good

@@ -139,12 +139,18 @@ impl Params {
         tensor
     }
 
+    /// In the kind wanted, unless it is converted on its way to a place of its own.
+    fn read(&self, file: &WeightFile, name: &str) -> Result<Tensor> {
+        let here = self.device == Device::Cpu && self.places.is_empty();
+        if here { file.tensor_in(name, self.kind) } else { file.tensor(name) }
+    }
+
     fn lookup(&self, name: &str, shape: &[i64], init: Init) -> std::result::Result<Tensor, String> {
         let stored = match &self.source {
             Source::Shapes => return Ok(Tensor::zeros([0], (self.kind, self.device))),
             Source::Fresh { seed } => return Ok(fresh(*seed, name, shape, init).to_device(self.device)),
             Source::File(file) => match file.shape(name) {
-                Some(found) if found == shape => file.tensor(name).map_err(|e| format!("`{name}`: {e}"))?,
+                Some(found) if found == shape => self.read(file, name).map_err(|e| format!("`{name}`: {e}"))?,
                 Some(found) => {
                     return Err(format!("`{name}`: expected shape {shape:?}, found {found:?}{}", file.shard(name)));
                 }

@@ -112,3 +112,20 @@ proptest! {
         prop_assert_eq!(WeightFile::open(&path).unwrap().tensor("t").unwrap(), tensor);
     }
 }
+
+#[test]
+fn numbers_are_converted_as_they_are_read_wherever_they_lie() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("odd.safetensors");
+    // Three bytes first, so that the floats behind them begin at an odd address.
+    let mut header = br#"{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},"b":{"dtype":"F32","shape":[2],"data_offsets":[3,11]}}"#.to_vec();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let floats = [1.5f32, -2.7].map(f32::to_le_bytes).concat();
+    std::fs::write(&path, [&(header.len() as u64).to_le_bytes(), &header[..], &[1, 2, 3], &floats].concat()).unwrap();
+    let file = WeightFile::open(&path).unwrap();
+    assert_eq!(Vec::<f32>::try_from(file.tensor("b").unwrap()).unwrap(), [1.5, -2.7]);
+    // bf16 has eight significant bits.
+    let half = file.tensor_in("b", Kind::BFloat16).unwrap();
+    assert_eq!((half.kind(), half.double_value(&[1])), (Kind::BFloat16, -2.703125));
+    assert_eq!(file.tensor_in("a", Kind::Float).unwrap().double_value(&[2]), 3.0);
+}

@@ -87,8 +87,17 @@ impl WeightFile {
 
     /// A copy of one tensor, on the CPU, in its stored dtype. Errors: [`Error::Tensors`], naming it.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        self.read(name, View::read)
+    }
+
+    fn read(&self, name: &str, read: impl Fn(&View) -> std::result::Result<Tensor, String>) -> Result<Tensor> {
         let view = self.entries.get(name).ok_or_else(|| self.problem(format!("missing `{name}`")))?;
-        view.read().map_err(|reason| self.problem(format!("`{name}`: {reason}")))
+        read(view).map_err(|reason| self.problem(format!("`{name}`: {reason}")))
+    }
+
+    /// As [`WeightFile::tensor`], in `kind`: converted as it is read, so that there is no second copy.
+    pub fn tensor_in(&self, name: &str, kind: Kind) -> Result<Tensor> {
+        self.read(name, |view| view.read_in(kind))
     }
 
     /// Copies of all tensors. Errors: as [`WeightFile::tensor`].

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::{Mmap, UncheckedAdvice};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result};
 
@@ -169,24 +169,42 @@ impl View {
         Ok(self)
     }
 
-    /// A copy of the numbers, on the CPU, row-major. Errors: a reason.
+    /// A copy of the numbers, on the CPU, row-major, in the stored dtype. Errors: a reason.
     pub fn read(&self) -> std::result::Result<Tensor, String> {
-        let kind = self.kind.clone().map_err(|name| {
-            format!("numbers of dtype {name} cannot be read; expected a float, integer or boolean dtype")
-        })?;
+        self.read_in(self.stored()?)
+    }
+
+    /// As [`View::read`], in `kind`: the file's numbers are converted as they are read, with no copy in between.
+    #[allow(unsafe_code)]
+    pub fn read_in(&self, kind: Kind) -> std::result::Result<Tensor, String> {
+        let stored = self.stored()?;
         let torch = |e: tch::TchError| e.to_string();
         let span = self.span().unwrap_or(0);
-        let length = span as usize * kind.elt_size_in_bytes();
+        let length = span as usize * stored.elt_size_in_bytes();
         let bytes = self.file.bytes().get(self.start..self.start + length).ok_or("its bytes lie outside the file")?;
-        let dense = self.strides == dense_strides(&self.shape) || span == 0;
-        let tensor = if dense {
-            Tensor::f_from_data_size(bytes, &self.shape, kind)
-        } else {
-            Tensor::f_from_data_size(bytes, &[span], kind)
-                .and_then(|flat| flat.f_as_strided(&self.shape, &self.strides, 0)?.f_contiguous())
+        if span == 0 {
+            return Tensor::f_zeros(&self.shape, (kind, Device::Cpu)).map_err(torch);
+        }
+        let aligned = bytes.as_ptr().align_offset(stored.elt_size_in_bytes()) == 0;
+        let tensor = match aligned {
+            // SAFETY: `bytes` are all that shape and strides reach (`span`), and outlive the tensor, which is only read from.
+            true => unsafe { Tensor::f_from_blob(bytes.as_ptr(), &self.shape, &self.strides, stored, Device::Cpu) },
+            false => Tensor::f_from_data_size(bytes, &[span], stored)
+                .and_then(|flat| flat.f_as_strided(&self.shape, &self.strides, 0)),
         };
+        let copied = tensor.and_then(|numbers| {
+            let mut copy = Tensor::f_empty(&self.shape, (kind, Device::Cpu))?;
+            copy.f_copy_(&numbers)?;
+            Ok(copy)
+        });
         self.file.release(self.start, length);
-        tensor.map_err(torch)
+        copied.map_err(torch)
+    }
+
+    fn stored(&self) -> std::result::Result<Kind, String> {
+        self.kind.clone().map_err(|name| {
+            format!("numbers of dtype {name} cannot be read; expected a float, integer or boolean dtype")
+        })
     }
 }
 
