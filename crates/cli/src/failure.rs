@@ -97,8 +97,14 @@ pub fn install_panic_hook() {
                 env!("CARGO_PKG_REPOSITORY"),
             )
         };
-        std::process::exit(COULD_NOT_RUN.into());
+        end_at_once(COULD_NOT_RUN);
     }));
+}
+
+/// Exits with this code although nothing is dropped then: the scorers that were started are ended, as their judges would.
+pub fn end_at_once(code: u8) -> ! {
+    seedpo_judge::end_scorers();
+    std::process::exit(code.into())
 }
 
 /// The known name nearest to one that was written, where it is near enough to be what was meant.

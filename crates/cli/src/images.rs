@@ -3,16 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use image::RgbImage;
 use seedpo_evaluate::png::png_texts;
-use seedpo_tensor::Tensor;
 
 const SUFFIXES: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
 /// A picture file.
 #[derive(Debug)]
 pub struct PictureFile {
-    /// `u8` RGB `[H, W, 3]`.
-    pub pixels: Tensor,
+    /// Its pixels.
+    pub picture: RgbImage,
     /// The prompt that a PNG of ours carries, if it does.
     pub prompt: Option<String>,
 }
@@ -21,9 +21,8 @@ pub struct PictureFile {
 pub fn read(path: &Path) -> Result<PictureFile> {
     let bytes = std::fs::read(path).with_context(|| format!("{}: could not be read", path.display()))?;
     let picture = seedpo_data::picture::decode(&bytes).map_err(|reason| anyhow!("{}: {reason}", path.display()))?;
-    let shape = [i64::from(picture.height()), i64::from(picture.width()), 3];
     let prompt = png_texts(&bytes).into_iter().find_map(|(keyword, text)| (keyword == "prompt").then_some(text));
-    Ok(PictureFile { pixels: Tensor::from_slice(picture.as_raw()).reshape(shape), prompt })
+    Ok(PictureFile { picture, prompt })
 }
 
 /// The picture files that a list of files and folders stands for, sorted within each folder.
@@ -63,7 +62,7 @@ pub const GRID: &str = "grid.png";
 mod tests {
     use super::*;
     use seedpo_evaluate::png::write_png;
-    use seedpo_tensor::{Device, Kind};
+    use seedpo_tensor::{Device, Kind, Tensor};
 
     #[test]
     fn pictures_are_found_and_read() {
@@ -76,7 +75,8 @@ mod tests {
         let found = find(&[folder.path().to_path_buf()]).unwrap();
         assert_eq!(found, [folder.path().join("a.png"), folder.path().join("b.png")]);
         let first = read(&found[0]).unwrap();
-        assert!(first.pixels == picture && first.prompt.as_deref() == Some("café ☕"));
+        assert_eq!((first.picture.dimensions(), first.prompt.as_deref()), ((3, 2), Some("café ☕")));
+        assert_eq!(*first.picture.as_raw(), (0..18).collect::<Vec<u8>>());
         assert!(find(&[folder.path().join("none")]).is_err() && find(&[]).is_err());
     }
 }

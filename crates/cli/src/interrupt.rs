@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::failure;
+
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// Whether the user asked to stop; long loops look between steps.
@@ -18,7 +20,7 @@ pub fn flag() -> &'static AtomicBool {
 pub fn install() {
     let caught = ctrlc::set_handler(|| {
         if REQUESTED.swap(true, Ordering::SeqCst) {
-            std::process::exit(crate::failure::INTERRUPTED.into());
+            failure::end_at_once(failure::INTERRUPTED);
         }
         eprintln!("stopping after what is under way; once more to stop at once");
     });

@@ -30,21 +30,23 @@ const ADVICE: &[Advice] = &[
     ("pairs relabel", NOTHING, "What saves memory: one judge at a time with --judge, --dtype bf16, smaller pictures."),
     (
         "judge train",
-        RESUMES,
-        "What saves memory: a smaller --batch, with --accumulation raised as much for updates of the same size (pairs are compared \
-         within a batch, so a CLIP learns from fewer at a time).",
+        RESUMES_AS_IT_WAS,
+        "What saves memory, in a new run (another --out): a smaller --batch, with --accumulation raised as much for updates of the \
+         same size (pairs are compared within a batch, so a CLIP learns from fewer at a time).",
     ),
     (
         "pretrain",
-        RESUMES,
-        "What saves memory: a smaller --batch (in the autoencoder's stage --vae-batch), fewer --workers, each of which holds a \
-         copy of the model.",
+        RESUMES_AS_IT_WAS,
+        "What saves memory, in a new run (another --out): a smaller --batch (in the autoencoder's stage --vae-batch), fewer \
+         --workers, each of which holds a copy of the model.",
     ),
     ("pretrain measure", NOTHING, "What saves memory: --dtype bf16, --vae-slicing for the grid."),
     ("probe", NOTHING, "What saves memory: fewer rows in the --case file, --dtype bf16, --vae-slicing."),
     ("doctor", NOTHING, "What saves memory: --dtype bf16, with which the model takes half."),
 ];
 const RESUMES: &str = "What was saved before is intact; --resume goes on from it.";
+const RESUMES_AS_IT_WAS: &str =
+    "What was saved before is intact; --resume goes on from it where more memory is free, with the same settings.";
 const NOTHING: &str = "Nothing was written.";
 
 /// What is known of the memory of this process.
@@ -60,7 +62,10 @@ struct Known {
 struct Batch {
     flag: &'static str,
     rows: usize,
+    /// Bytes in use before the first.
     at_rest: u64,
+    /// The most that was in use before the first, as while a model is read.
+    peak_before: u64,
     device: Device,
 }
 
@@ -88,6 +93,11 @@ fn advice_of(path: &str) -> Option<&'static Advice> {
     ADVICE.iter().filter(|(name, ..)| above(name)).max_by_key(|(name, ..)| name.len())
 }
 
+/// Sets what is left of the work, where flags decide it.
+pub fn left(intact: &'static str) {
+    known().intact = intact;
+}
+
 /// Sets what has been measured in the place of what is generally advised.
 pub fn measured(advice: &str) {
     advice.clone_into(&mut known().advice);
@@ -96,8 +106,8 @@ pub fn measured(advice: &str) {
 /// Says that from now on `rows` at once are computed on `device`, and which flag sets them; what is in use now is there
 /// for any number of them.
 pub fn batch(flag: &'static str, rows: usize, device: Device) {
-    let at_rest = memory::settled_bytes(device);
-    known().batch = Some(Batch { flag, rows, at_rest, device });
+    let (at_rest, peak_before) = (memory::settled_bytes(device), memory::peak_bytes(device));
+    known().batch = Some(Batch { flag, rows, at_rest, peak_before, device });
 }
 
 /// Whether libtorch said that an allocation failed, on the CPU or on a card.
@@ -109,16 +119,31 @@ pub fn is_meant(text: &str) -> bool {
 pub fn block(text: &str) -> String {
     let Known { intact, advice, batch } = known().clone();
     let text = first_line(text);
-    let half = batch.and_then(|batch| half(batch, memory::peak_bytes(batch.device), asked(text)));
+    let half = batch.and_then(|batch| half(batch, batch.most(), asked(text)));
     let lines = [format!("out of memory: {text}"), intact.to_owned(), half.unwrap_or_default(), advice];
     lines.into_iter().filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n  ")
 }
 
-/// What half the rows would take less, where there is half: what a batch had taken and wanted is in proportion to its rows.
-fn half(batch: Batch, peak: u64, asked: u64) -> Option<String> {
+impl Batch {
+    /// The most that a batch is known to have had in use, what was there before it included.
+    fn most(&self) -> u64 {
+        let peak = memory::peak_bytes(self.device);
+        self.most_of(peak, if self.device.is_cuda() { peak } else { memory::rss_bytes() })
+    }
+
+    /// As [`Batch::most`], of a process that has `now` in use and had `peak` in its life: in that of its batches only if
+    /// they came to more than what was before them.
+    fn most_of(&self, peak: u64, now: u64) -> u64 {
+        if peak > self.peak_before { peak } else { now }
+    }
+}
+
+/// What half the rows would take less, where there is half: what a batch had taken (with `most` bytes in use) and wanted is
+/// in proportion to its rows.
+fn half(batch: Batch, most: u64, asked: u64) -> Option<String> {
     let Batch { flag, rows, at_rest, .. } = batch;
     let fewer = rows / 2;
-    let taken = peak.saturating_sub(at_rest).saturating_add(asked) as f64;
+    let taken = most.saturating_sub(at_rest).saturating_add(asked) as f64;
     let saved = taken * (rows - fewer) as f64 / rows as f64 / GIB;
     (fewer > 0).then(|| format!("{flag} {fewer} instead of {rows}: about {saved:.2} GiB less."))
 }
@@ -164,12 +189,14 @@ mod tests {
 
     #[test]
     fn half_a_batch_saves_half_of_what_it_took_and_wanted() {
-        let batch = |rows| Batch { flag: "--batch", rows, at_rest: 2 << 30, device: Device::Cpu };
+        let batch = |rows| Batch { flag: "--batch", rows, at_rest: 2 << 30, peak_before: 5 << 30, device: Device::Cpu };
         assert_eq!(asked("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0"), 2 << 30);
         assert_eq!((asked(CPU), asked("out of memory")), (9, 0));
         assert_eq!(half(batch(8), 4 << 30, 2 << 30).unwrap(), "--batch 4 instead of 8: about 2.00 GiB less.");
         assert_eq!(half(batch(3), 2 << 30, 3 << 30).unwrap(), "--batch 1 instead of 3: about 2.00 GiB less.");
         assert_eq!(half(batch(1), 4 << 30, 0), None);
+        // What reading the model took beside it says nothing of a batch that took less.
+        assert_eq!([(5, 3), (6, 3)].map(|(peak, now)| batch(8).most_of(peak << 30, now << 30)), [3 << 30, 6 << 30]);
     }
 
     /// The command at a path, all flags of those above it included.

@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Write};
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => crate::failure::end_at_once(0),
         Err(error) => Err(anyhow::Error::new(error).context("could not write to standard output")),
         Ok(()) => Ok(()),
     }

@@ -217,12 +217,24 @@ fn judges_that_cannot_be_told_or_read() {
 }
 
 #[test]
-fn a_bound_on_a_mean_that_is_always_0() {
+fn a_bound_on_a_mean_that_says_nothing() {
     let room = Room::new();
     picture(&room, "a.png");
-    let judge = "majority(chroma, colourfulness)";
-    let refused = ["score", "--judge", judge, "a.png", "--at-least", "0.1", "--csv", "s.csv"];
-    refuses(&room, &refused, &["--at-least", judge, "always 0"]);
+    let majority = "majority(chroma, colourfulness)";
+    for judge in [majority, &format!("weighted(2*{majority}, pareto(chroma, colourfulness))")] {
+        let refused = ["score", "--judge", judge, "a.png", "--at-least", "0.1", "--csv", "s.csv"];
+        refuses(&room, &refused, &["--at-least", judge, "only compares"]);
+    }
+}
+
+#[test]
+fn a_judge_twice_in_a_list() {
+    let room = Room::new();
+    picture(&room, "a.png");
+    let (line, needles) = ("chroma, colourfulness, Chroma", ["--judge", "`chroma`", "found it twice"]);
+    refuses(&room, &["score", "--judge", line, "a.png", "--jsonl", "s.jsonl"], &needles);
+    room.write("pairs.jsonl", r#"{"prompt": "x", "winner": "a.png", "loser": "a.png"}"#);
+    refuses(&room, &["pairs", "relabel", "pairs.jsonl", "judged.jsonl", "--judge", line], &needles);
 }
 
 #[cfg(unix)]

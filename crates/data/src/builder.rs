@@ -166,19 +166,37 @@ impl<'a> Builder<'a> {
 
     /// Notes the captions of the rows from index `first` on, whose prompt is the first of them.
     pub fn captioned(&mut self, first: usize, captions: Vec<String>) {
-        if captions.len() < 2 || first == self.rows.len() {
-            return;
+        if first < self.rows.len() {
+            let id = self.captions(captions);
+            self.rows.iter_mut().skip(first).for_each(|row| row.captions = id);
         }
-        let id = match self.caption_ids.get(&captions) {
-            Some(&id) => id,
-            None => {
-                self.captions.push(captions.iter().map(|caption| caption.as_str().into()).collect());
-                let id = self.captions.len() as u32 - 1;
-                self.caption_ids.insert(captions, id);
-                id
+    }
+
+    /// Notes the captions of the rows from index `first` on where each picture has its own, if it has several: a pair's are
+    /// those that both pictures have.
+    pub fn captioned_by_picture(&mut self, first: usize, captions: &HashMap<u32, Vec<String>>) {
+        for at in first..self.rows.len() {
+            let Row { winner, loser, .. } = self.rows[at];
+            let Some(mut shared) = captions.get(&winner).cloned() else { continue };
+            if loser != NONE {
+                shared.retain(|caption| captions.get(&loser).is_some_and(|of_loser| of_loser.contains(caption)));
             }
-        };
-        self.rows.iter_mut().skip(first).for_each(|row| row.captions = id);
+            self.rows[at].captions = self.captions(shared);
+        }
+    }
+
+    /// The index of a list of captions; of one alone there is none.
+    fn captions(&mut self, captions: Vec<String>) -> u32 {
+        if captions.len() < 2 {
+            return NONE;
+        }
+        if let Some(&id) = self.caption_ids.get(&captions) {
+            return id;
+        }
+        let id = self.captions.len() as u32;
+        self.captions.push(captions.iter().map(|caption| caption.as_str().into()).collect());
+        self.caption_ids.insert(captions, id);
+        id
     }
 
     fn prompt(&mut self, prompt: &str) -> Result<u32, Fault> {

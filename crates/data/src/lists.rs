@@ -19,11 +19,12 @@ use crate::rows::{self, Said};
 const MAX_LINE: u64 = 16 << 20;
 
 /// Pictures of a prompt that wait to be compared with each other.
-#[derive(Default)]
 struct Waiting {
+    prompt: String,
     pictures: Vec<u32>,
     scores: Vec<f64>,
-    place: Option<Place>,
+    /// The first one's.
+    place: Place,
 }
 
 /// Reads the objects of one list.
@@ -31,10 +32,12 @@ struct Reader<'b, 'o> {
     builder: &'b mut Builder<'o>,
     source: u32,
     folders: Vec<PathBuf>,
-    /// By their captions.
-    waiting: HashMap<Vec<String>, Waiting>,
-    /// The captions of `waiting` in order of appearance.
-    order: Vec<Vec<String>>,
+    /// In order of appearance.
+    waiting: Vec<Waiting>,
+    /// Where in `waiting` a prompt is.
+    of_prompt: HashMap<String, usize>,
+    /// The captions of waiting pictures that have several.
+    captions: HashMap<u32, Vec<String>>,
 }
 
 /// Reads a list, whose pictures lie relative to its own folder or one of the usual ones beside it.
@@ -45,7 +48,8 @@ pub(crate) fn read(path: &Path, lines: bool, builder: &mut Builder) -> Result<()
     let mut folders = vec![folder];
     folders.extend(stem.into_iter().chain(beside).filter(|folder| folder.is_dir()));
     let source = builder.source(path, if lines { "line" } else { "entry" });
-    let mut reader = Reader { builder, source, folders, waiting: HashMap::new(), order: Vec::new() };
+    let (waiting, of_prompt, captions) = Default::default();
+    let mut reader = Reader { builder, source, folders, waiting, of_prompt, captions };
     if lines {
         reader.lines(path)?
     } else {
@@ -118,15 +122,24 @@ impl Reader<'_, '_> {
             }
             Said::Single { picture, score: Some(score) } => {
                 let picture = self.picture(&picture)?;
-                if !self.waiting.contains_key(captions) {
-                    self.order.push(captions.to_vec());
+                if captions.len() > 1 {
+                    self.captions.insert(picture, captions.to_vec());
                 }
-                let waiting = self.waiting.entry(captions.to_vec()).or_default();
-                waiting.pictures.push(picture);
-                waiting.scores.push(score);
-                waiting.place.get_or_insert(place);
+                self.wait(place, prompt, picture, score);
                 Ok(())
             }
+        }
+    }
+
+    /// Keeps a picture until all of its prompt are known.
+    fn wait(&mut self, place: Place, prompt: &str, picture: u32, score: f64) {
+        if let Some(&at) = self.of_prompt.get(prompt) {
+            self.waiting[at].pictures.push(picture);
+            self.waiting[at].scores.push(score);
+        } else {
+            self.of_prompt.insert(prompt.to_owned(), self.waiting.len());
+            let (prompt, pictures, scores) = (prompt.to_owned(), vec![picture], vec![score]);
+            self.waiting.push(Waiting { prompt, pictures, scores, place });
         }
     }
 
@@ -136,20 +149,17 @@ impl Reader<'_, '_> {
         Ok(self.builder.picture(Picture::File(file.into())))
     }
 
-    /// Pictures that came in rows of their own are compared with those of the same captions.
+    /// Pictures that came in rows of their own are compared with those of the same prompt.
     fn compare_waiting(&mut self) {
-        for captions in std::mem::take(&mut self.order) {
-            let Some(Waiting { pictures, scores, place: Some(place) }) = self.waiting.remove(&captions) else {
-                continue;
-            };
-            let (first, prompt) = (self.builder.pairs(), captions.first().map_or("", String::as_str));
-            let ranked = Ranked { prompt, pictures: &pictures, scores: &scores, generators: None };
+        for Waiting { prompt, pictures, scores, place } in std::mem::take(&mut self.waiting) {
+            let first = self.builder.pairs();
+            let ranked = Ranked { prompt: &prompt, pictures: &pictures, scores: &scores, generators: None };
             let compared = if pictures.len() == 1 {
-                self.builder.pair(place, prompt, pictures[0], None)
+                self.builder.pair(place, &prompt, pictures[0], None)
             } else {
                 self.builder.ranking(place, &ranked)
             };
-            self.builder.captioned(first, captions);
+            self.builder.captioned_by_picture(first, &self.captions);
             if compared.is_err() {
                 self.builder.fault(place, compared);
             }

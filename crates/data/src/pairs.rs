@@ -38,7 +38,8 @@ pub struct PictureId(pub(crate) u32);
 pub struct Pair<'a> {
     /// What the pictures are of.
     pub prompt: &'a str,
-    /// All their captions, the prompt first, where the row gives several; else none.
+    /// All their captions, the prompt first, where the row gives several (of rows of a picture each: those that both have);
+    /// else none.
     pub captions: &'a [Box<str>],
     /// The preferred picture.
     pub winner: PictureId,
@@ -224,8 +225,7 @@ impl Pairs {
     /// Counts pair `index` in `report` as one whose pictures turned out to be bad. Errors: more than the share `limit` of
     /// the rows is bad now, with the list.
     pub fn pass_over(&self, index: usize, bad: BadRow, report: &mut Report, limit: f64) -> Result<()> {
-        let detail = format!("{}: {}", bad.place, bad.detail);
-        report.add_bad(BadRow { place: self.place(index), detail, ..bad });
+        report.add_bad(bad.of_row(self.place(index)));
         if report.exceeds(limit) {
             return Err(Error::too_many_bad(&self.path, report, limit));
         }

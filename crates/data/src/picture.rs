@@ -25,9 +25,9 @@ pub fn is_decoding() -> bool {
 
 /// Runs a decoder. Decoders are other people's code on anyone's bytes: where one of them panics, that is an error.
 pub(crate) fn guarded<T>(decoder: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    DECODING.set(true);
+    let before = DECODING.replace(true);
     let decoded = catch_unwind(AssertUnwindSafe(decoder));
-    DECODING.set(false);
+    DECODING.set(before);
     decoded.unwrap_or_else(|_| Err("the decoder failed on these bytes".into()))
 }
 
@@ -55,10 +55,12 @@ fn decode_unguarded(bytes: &[u8]) -> Result<RgbImage, String> {
     Ok(picture)
 }
 
-/// A picture's width and height from its header alone.
+/// A picture's width and height from its header alone. Errors: what is wrong with the bytes.
 pub fn dimensions(bytes: &[u8]) -> Result<(u32, u32), String> {
-    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
-    reader.into_dimensions().map_err(|e| e.to_string())
+    guarded(|| {
+        let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
+        reader.into_dimensions().map_err(|e| e.to_string())
+    })
 }
 
 /// The picture at `size` x `size`, RGB interleaved: the shorter side scaled to `size` with antialiased bilinear
@@ -74,14 +76,16 @@ pub fn fit(picture: &RgbImage, size: u32) -> Result<RgbImage, String> {
     // torchvision cuts the longer side's fraction off.
     let scaled = |side: u32| ((u64::from(side) * u64::from(size) / u64::from(shorter)) as u32).max(size);
     let (wide, high) = (scaled(width), scaled(height));
-    let resized;
-    let whole = if (wide, high) == (width, height) {
-        picture
-    } else {
-        resized = imageops::resize(picture, wide, high, FilterType::Triangle);
-        &resized
-    };
-    Ok(imageops::crop_imm(whole, offset(wide, size), offset(high, size), size, size).to_image())
+    guarded(|| {
+        let resized;
+        let whole = if (wide, high) == (width, height) {
+            picture
+        } else {
+            resized = imageops::resize(picture, wide, high, FilterType::Triangle);
+            &resized
+        };
+        Ok(imageops::crop_imm(whole, offset(wide, size), offset(high, size), size, size).to_image())
+    })
 }
 
 /// Python's `round((side - size) / 2)`: halves to the even number.
@@ -105,6 +109,8 @@ mod tests {
         let failed = guarded::<()>(|| panic!("a decoder's bug"));
         assert!(failed.is_err() && !is_decoding());
         assert!(guarded(|| Ok(is_decoding())).unwrap());
+        // One within another: what comes after it is still within the outer one.
+        assert!(guarded(|| guarded(|| Ok(())).and(Ok(is_decoding()))).unwrap() && !is_decoding());
     }
 
     #[test]

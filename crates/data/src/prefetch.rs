@@ -1,6 +1,7 @@
 //! Decoding ahead: pictures of pairs, fitted to the model's size, made on other threads in the order they are asked for.
 
 use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -28,11 +29,7 @@ impl Fitted {
             let loser = pair.loser.map(fit).transpose()?;
             Ok(Self { winner, loser })
         });
-        both.map_err(|bad| BadRow {
-            detail: format!("{}: {}", bad.place, bad.detail),
-            place: pairs.place(index),
-            ..bad
-        })
+        both.map_err(|bad| bad.of_row(pairs.place(index)))
     }
 }
 
@@ -58,7 +55,8 @@ struct State {
     /// Tickets of what was begun and not yet taken, in order.
     begun: VecDeque<(u64, usize)>,
     next_ticket: u64,
-    done: HashMap<u64, Result<Fitted, BadRow>>,
+    /// What came of it; where it panicked, with what.
+    done: HashMap<u64, std::thread::Result<Result<Fitted, BadRow>>>,
     stop: bool,
 }
 
@@ -85,6 +83,8 @@ impl Prefetch {
 
     /// The pictures of pair `index`: what was decoded ahead if it was asked for, else decoded here. Pairs are best taken in
     /// the order asked for: what is never taken keeps its room.
+    ///
+    /// Panics where reading it did, on whichever thread: for an index that is not below [`Pairs::len`].
     pub fn take(&self, index: usize) -> Result<Fitted, BadRow> {
         let mut state = self.shared.lock();
         let Some(&(ticket, _)) = state.begun.iter().find(|(_, begun)| *begun == index) else {
@@ -99,7 +99,7 @@ impl Prefetch {
                 state.begun.retain(|(begun, _)| *begun != ticket);
                 drop(state);
                 self.shared.changed.notify_all();
-                return done;
+                return done.unwrap_or_else(|panicked| resume_unwind(panicked));
             }
             state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -129,7 +129,8 @@ impl Shared {
             state.next_ticket += 1;
             state.begun.push_back((ticket, index));
             drop(state);
-            let fitted = Fitted::read(&self.pairs, index, self.size);
+            // Whoever takes it would wait for ever for a thread that is gone.
+            let fitted = catch_unwind(AssertUnwindSafe(|| Fitted::read(&self.pairs, index, self.size)));
             state = self.lock();
             state.done.insert(ticket, fitted);
             self.changed.notify_all();
@@ -150,5 +151,30 @@ impl Drop for Prefetch {
 impl std::fmt::Debug for Prefetch {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Prefetch").field("workers", &self.workers.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::Options;
+
+    #[test]
+    fn a_panic_on_a_worker_reaches_whoever_takes_the_pair() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pairs/pickapic_v1");
+        let pairs = Arc::new(Pairs::open(&file, &Options::default()).unwrap());
+        let ahead = Prefetch::new(Arc::clone(&pairs), 8, 1, 0);
+        ahead.ask([pairs.len(), 0]);
+        while ahead.shared.lock().begun.is_empty() {
+            std::thread::yield_now();
+        }
+        assert!(catch_unwind(AssertUnwindSafe(|| ahead.take(pairs.len()))).is_err());
+        // The worker goes on.
+        while ahead.shared.lock().begun.is_empty() {
+            std::thread::yield_now();
+        }
+        assert!(ahead.take(0).is_ok());
     }
 }

@@ -50,6 +50,13 @@ pub struct BadRow {
     pub detail: String,
 }
 
+impl BadRow {
+    /// What is wrong with a picture as what is wrong with the row at `place`, which it belongs to.
+    pub fn of_row(self, place: String) -> Self {
+        Self { place, reason: self.reason, detail: self.to_string() }
+    }
+}
+
 impl fmt::Display for BadRow {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}: {}", self.place, self.detail)

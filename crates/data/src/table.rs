@@ -12,6 +12,7 @@ use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaD
 use parquet::file::serialized_reader::SerializedPageReader;
 
 use crate::error::{Error, Result};
+use crate::picture::guarded;
 
 /// Values read at a time: a file that promises more rows than it has costs nothing.
 const STRIDE: usize = 8192;
@@ -50,7 +51,8 @@ impl Table {
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         let refuse = |reason: String| Error::format(path, format!("expected a whole parquet file: {reason}"));
-        let metadata = ParquetMetaDataReader::new().parse_and_finish(&file).map_err(|e| refuse(e.to_string()))?;
+        let footer = || ParquetMetaDataReader::new().parse_and_finish(&file).map_err(|e| e.to_string());
+        let metadata = guarded(footer).map_err(refuse)?;
         let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
         for group in metadata.row_groups() {
             let sane = |column: &ColumnChunkMetaData| {
@@ -94,13 +96,16 @@ impl Table {
     /// A column of a row group as texts or numbers. Errors: damaged pages, another type.
     pub fn cells(&self, group: usize, column: usize) -> Result<Cells> {
         let meta = &self.metadata.row_groups()[group];
-        let refuse = |reason: String| {
+        let cells = guarded(|| self.read_cells(meta.column(column), meta.num_rows() as usize));
+        cells.map_err(|reason| {
             let name = meta.column(column).column_path().string();
             Error::format(&self.path, format!("column `{name}` of row group {group}: {reason}"))
-        };
-        let rows = meta.num_rows() as usize;
-        let reader = reader(&self.path, meta.column(column), rows).map_err(&refuse)?;
-        let defined = meta.column(column).column_descr().max_def_level();
+        })
+    }
+
+    fn read_cells(&self, column: &ColumnChunkMetaData, rows: usize) -> Result<Cells, String> {
+        let reader = reader(&self.path, column, rows)?;
+        let defined = column.column_descr().max_def_level();
         let cells = match reader {
             ColumnReader::BoolColumnReader(r) => all(r, rows, defined, |v| f64::from(u8::from(*v))).map(Cells::Numbers),
             ColumnReader::Int32ColumnReader(r) => all(r, rows, defined, |v| f64::from(*v)).map(Cells::Numbers),
@@ -111,9 +116,9 @@ impl Table {
                 let text = |v: &ByteArray| String::from_utf8_lossy(v.data()).into_owned();
                 all(r, rows, defined, text).map(Cells::Texts)
             }
-            _ => return Err(refuse("expected texts or numbers, found another type".into())),
+            _ => return Err("expected texts or numbers, found another type".into()),
         };
-        cells.map_err(|e| refuse(e.to_string()))
+        cells.map_err(|e| e.to_string())
     }
 
     /// What reading pictures from these columns needs.

@@ -268,6 +268,46 @@ fn written_pairs_are_read_back() {
     assert_eq!(names(), 3, "nothing half-written is left");
 }
 
+/// Scored pictures in rows of their own are compared within their prompt, whatever their other captions are.
+#[test]
+fn scored_pictures_of_a_prompt_make_pairs_whatever_else_they_are_called() {
+    let folder = tempfile::tempdir().unwrap();
+    let row = |name: &str, text: &str, score: u32| {
+        image::RgbImage::from_pixel(8, 8, image::Rgb([9; 3])).save(folder.path().join(name)).unwrap();
+        format!(r#"{{"file_name": "{name}", "text": {text}, "score": {score}}}"#) + "\n"
+    };
+    let rows = [
+        row("a.png", r#"["a lake", "x", "water"]"#, 1),
+        row("other.png", r#"["two cats", "x"]"#, 3),
+        row("b.png", r#"["a lake", "water", "y"]"#, 2),
+        row("plain.png", r#""a lake""#, 0),
+        row("c.png", r#"["a lake", "y"]"#, 4),
+    ];
+    fs::write(folder.path().join("metadata.jsonl"), rows.concat()).unwrap();
+    let found = |winners_only| {
+        let pairs = Pairs::open(folder.path(), &Options { winners_only, ..lenient() }).unwrap();
+        let name = |id| pairs.file(id).unwrap().file_stem().unwrap().to_string_lossy().into_owned();
+        let of = |index| {
+            let pair = pairs.pair(index);
+            let names = [Some(pair.winner), pair.loser].into_iter().flatten().map(name).collect::<Vec<_>>();
+            format!("{}: {} {:?}", pair.prompt, names.join(" over "), pair.captions)
+        };
+        (0..pairs.len()).map(of).collect::<Vec<_>>()
+    };
+    // Of a pair the captions that both pictures have.
+    let expected = [
+        r#"a lake: b over a ["a lake", "water"]"#,
+        "a lake: a over plain []",
+        "a lake: c over a []",
+        "a lake: b over plain []",
+        r#"a lake: c over b ["a lake", "y"]"#,
+        "a lake: c over plain []",
+    ];
+    assert_eq!(found(false), expected);
+    // The best of a prompt with its own; one that is alone counts as its prompt's best.
+    assert_eq!(found(true), [r#"a lake: c ["a lake", "y"]"#, r#"two cats: other ["two cats", "x"]"#]);
+}
+
 /// A list of captions is read, and written as lines; a parquet file has no room for it.
 #[test]
 fn several_captions_of_the_same_pictures() {

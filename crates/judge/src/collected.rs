@@ -6,7 +6,6 @@ use crate::{ImageBatch, Judge, Result};
 /// have had, also where the judge compares the pictures of a prompt with each other.
 pub struct Collected<'j> {
     judge: &'j dyn Judge,
-    prompts: Vec<String>,
     /// A row per part of the judge.
     parts: Vec<Vec<f64>>,
 }
@@ -14,7 +13,7 @@ pub struct Collected<'j> {
 impl<'j> Collected<'j> {
     /// Nothing yet.
     pub fn new(judge: &'j dyn Judge) -> Self {
-        Self { judge, prompts: Vec::new(), parts: vec![Vec::new(); judge.parts()] }
+        Self { judge, parts: vec![Vec::new(); judge.parts()] }
     }
 
     /// Looks at a batch. Errors: as [`Judge::score_batch`]; the batch is left out then.
@@ -23,13 +22,11 @@ impl<'j> Collected<'j> {
         for (row, more) in self.parts.iter_mut().zip(parts) {
             row.extend(more);
         }
-        self.prompts.extend(prompts.iter().map(|prompt| (*prompt).to_owned()));
         Ok(())
     }
 
-    /// One score per picture, in the order they came. Errors: as [`Judge::combine`].
-    pub fn scores(&self) -> Result<Vec<f64>> {
-        let prompts: Vec<&str> = self.prompts.iter().map(String::as_str).collect();
-        self.judge.combine(&prompts, &self.parts)
+    /// One score per picture, in the order they came; `prompts` are those of all pictures. Errors: as [`Judge::combine`].
+    pub fn scores(&self, prompts: &[&str]) -> Result<Vec<f64>> {
+        self.judge.combine(prompts, &self.parts)
     }
 }

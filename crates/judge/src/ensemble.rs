@@ -4,9 +4,14 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 
+use rayon::prelude::*;
+
 use crate::judge::checked;
 use crate::statistics::Sums;
-use crate::{ImageBatch, Judge, Predicted, Result, Statistics};
+use crate::{Error, ImageBatch, Judge, Predicted, Result, Statistics};
+
+/// Pictures whose comparisons with others one task makes at least.
+const AT_ONCE: usize = 64;
 
 /// How several scores become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,14 +102,12 @@ impl Ensemble {
     /// The scores from a row per member.
     fn combined(&self, prompts: &[&str], raw: &[Vec<f64>]) -> Vec<f64> {
         self.remember(raw);
-        let normalised: Vec<Vec<f64>> =
-            self.members.iter().zip(raw).map(|(m, scores)| scores.iter().map(|s| m.normalise(*s)).collect()).collect();
-        let of = |at: usize| normalised.iter().map(move |scores| scores[at]);
+        let normalised = |at: usize| self.members.iter().zip(raw).map(move |(m, scores)| (m, m.normalise(scores[at])));
         match self.rule {
-            Rule::Weighted => {
-                (0..prompts.len()).map(|at| self.members.iter().zip(of(at)).map(|(m, s)| m.weight * s).sum()).collect()
+            Rule::Weighted => (0..prompts.len()).map(|at| normalised(at).map(|(m, s)| m.weight * s).sum()).collect(),
+            Rule::Worst => {
+                (0..prompts.len()).map(|at| normalised(at).map(|(_, s)| s).fold(f64::INFINITY, f64::min)).collect()
             }
-            Rule::Worst => (0..prompts.len()).map(|at| of(at).fold(f64::INFINITY, f64::min)).collect(),
             Rule::Majority => compared(prompts, raw, |a, b| {
                 let votes: i32 = a.iter().zip(b).map(|(a, b)| a.partial_cmp(b).map_or(0, |order| order as i32)).sum();
                 votes.signum()
@@ -132,20 +135,33 @@ impl Member {
     }
 }
 
-/// For each picture the sum of `compare` (1 better, −1 worse) with the others of its prompt, as a share of them.
-fn compared(prompts: &[&str], scores: &[Vec<f64>], compare: impl Fn(&[f64], &[f64]) -> i32) -> Vec<f64> {
-    let rows: Vec<Vec<f64>> = (0..prompts.len()).map(|at| scores.iter().map(|judge| judge[at]).collect()).collect();
+/// For each picture the sum of `compare` (1 better, −1 worse, so that the other way round it has the other sign) with the
+/// others of its prompt, as a share of them. Every two pictures of a prompt are compared once, on all cores.
+fn compared(prompts: &[&str], scores: &[Vec<f64>], compare: impl Fn(&[f64], &[f64]) -> i32 + Sync) -> Vec<f64> {
     let mut of_prompt: HashMap<&str, Vec<usize>> = HashMap::new();
     for (at, prompt) in prompts.iter().enumerate() {
         of_prompt.entry(prompt).or_default().push(at);
     }
-    let one = |at: usize| {
-        let all = &of_prompt[prompts[at]];
-        // A picture ties with itself.
-        let sum: i64 = all.iter().map(|&other| i64::from(compare(&rows[at], &rows[other]))).sum();
-        sum as f64 / (all.len() - 1).max(1) as f64
-    };
-    (0..prompts.len()).map(one).collect()
+    let mut shares = vec![0.0; prompts.len()];
+    for pictures in of_prompt.into_values().filter(|pictures| pictures.len() > 1) {
+        let rows: Vec<f64> = pictures.iter().flat_map(|&at| scores.iter().map(move |judge| judge[at])).collect();
+        let row = |at: usize| &rows[at * scores.len()..][..scores.len()];
+        let add = |mut sums: Vec<i64>, one: usize| {
+            for other in one + 1..pictures.len() {
+                let better = i64::from(compare(row(one), row(other)));
+                sums[one] += better;
+                sums[other] -= better;
+            }
+            sums
+        };
+        let none = || vec![0i64; pictures.len()];
+        let both = |one: Vec<i64>, other: Vec<i64>| one.iter().zip(other).map(|(a, b)| a + b).collect();
+        let sums = (0..pictures.len()).into_par_iter().with_min_len(AT_ONCE).fold(none, add).reduce(none, both);
+        for (&at, sum) in pictures.iter().zip(sums) {
+            shares[at] = sum as f64 / (pictures.len() - 1) as f64;
+        }
+    }
+    shares
 }
 
 impl Judge for Ensemble {
@@ -175,10 +191,15 @@ impl Judge for Ensemble {
     }
 
     fn combine(&self, prompts: &[&str], parts: &[Vec<f64>]) -> Result<Vec<f64>> {
-        let mut rest = parts.iter();
+        if parts.len() != self.parts() {
+            let (expected, found) = (self.parts() * prompts.len(), parts.iter().map(Vec::len).sum());
+            return Err(Error::ScoreCount { judge: self.name.clone(), expected, found });
+        }
+        let mut rest = parts;
         let raw = self.each(|judge| {
-            let own: Vec<Vec<f64>> = rest.by_ref().take(judge.parts()).cloned().collect();
-            judge.combine(prompts, &own)
+            let (own, others) = rest.split_at(judge.parts());
+            rest = others;
+            judge.combine(prompts, own)
         })?;
         checked(&self.name, prompts.len(), prompts, || Ok(self.combined(prompts, &raw)))
     }
@@ -253,13 +274,48 @@ mod tests {
     }
 
     #[test]
-    /// A row of scores per member.
     fn each_rule_by_hand() {
         assert_eq!(scores(Rule::Weighted), [1.0, 5.0, 6.0, 17.0]);
         assert_eq!(scores(Rule::Worst), [0.0, 1.0, 1.0, 0.0]);
         // Picture 0 loses to both; 1 and 2 split a and b and tie on c; 3 is alone with its prompt.
         assert_eq!(scores(Rule::Majority), [-1.0, 0.5, 0.5, 0.0]);
         assert_eq!(scores(Rule::Pareto), [-1.0, 0.5, 0.5, 0.0]);
+    }
+
+    /// Every picture against every other, in both directions.
+    #[test]
+    fn comparing_each_two_once_gives_what_comparing_all_does() {
+        let (count, judges) = (700, 3);
+        let score = |at: usize, judge: usize| ((at * 7919 + judge * 104_729) % 1009 % 97) as f64;
+        let scores: Vec<Vec<f64>> = (0..judges).map(|judge| (0..count).map(|at| score(at, judge)).collect()).collect();
+        let prompts: Vec<&str> = (0..count).map(|at| ["x", "y", "x", "x"][at % 4]).collect();
+        let compare = |a: &[f64], b: &[f64]| {
+            let votes: i32 = a.iter().zip(b).map(|(a, b)| a.total_cmp(b) as i32).sum();
+            votes.signum()
+        };
+        let row = |at: usize| (0..judges).map(|judge| score(at, judge)).collect::<Vec<_>>();
+        let share = |at: usize| {
+            let others: Vec<usize> = (0..count).filter(|&o| o != at && prompts[o] == prompts[at]).collect();
+            let sum: i32 = others.iter().map(|&other| compare(&row(at), &row(other))).sum();
+            f64::from(sum) / others.len() as f64
+        };
+        assert_eq!(compared(&prompts, &scores, compare), (0..count).map(share).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn rows_of_scores_are_counted() {
+        let rows = |count: usize| vec![vec![1.0, 2.0]; count];
+        let nested =
+            || Ensemble::new(Rule::Worst, vec![member_of(ensemble(Rule::Worst)), member_of(ensemble(Rule::Pareto))]);
+        assert_eq!(nested().combine(&["x", "y"], &rows(6)).unwrap().len(), 2);
+        for wrong in [rows(5), rows(7), rows(0)] {
+            let refused = nested().combine(&["x", "y"], &wrong);
+            assert!(matches!(refused, Err(Error::ScoreCount { expected: 12, .. })), "{refused:?}");
+        }
+    }
+
+    fn member_of(judge: Ensemble) -> Member {
+        Member { name: judge.name().to_owned(), judge: Box::new(judge), weight: 1.0, typical: (0.0, 1.0) }
     }
 
     #[test]
@@ -316,7 +372,7 @@ mod tests {
                 let part = ImageBatch::from_tensor(&part).unwrap();
                 collected.add(&part, &prompts[start as usize..][..count as usize]).unwrap();
             }
-            assert_eq!(collected.scores().unwrap(), together, "{}", rule.name());
+            assert_eq!(collected.scores(&prompts).unwrap(), together, "{}", rule.name());
             assert!(together.iter().any(|score| *score != together[0]), "{together:?}");
         }
     }

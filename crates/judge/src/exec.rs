@@ -1,5 +1,9 @@
 //! Anyone's scorer: a process that reads jobs and answers scores, a JSON object a line.
 
+mod groups;
+
+pub use groups::end_scorers;
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -17,8 +21,11 @@ pub const EXEC_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The longest answer that is read.
 const LONGEST_LINE: u64 = 16 << 20;
-/// Lines of its standard error that an error shows.
+/// Lines of its standard error that an error shows, each up to so many characters.
 const SHOWN_LINES: usize = 8;
+const SHOWN_CHARS: usize = 300;
+/// Bytes of its standard error taken for a line at most: a progress bar may never end one.
+const LONGEST_WORDS: u64 = 4096;
 /// How many times as long it may take over the first batch, in which it may load a model.
 const FIRST: u32 = 5;
 /// How long it may take to end once its input is closed.
@@ -88,26 +95,16 @@ impl ExecJudge {
         let fail = |reason: String| Error::Exec { command: self.command.clone(), reason };
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // A group of its own: it can be ended with all that it starts, and Ctrl-C is ours alone.
-        #[cfg(unix)]
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        let mut child = command.spawn().map_err(|e| fail(format!("`{}` could not be started: {e}", self.program)))?;
+        let started = groups::spawn(&mut command);
+        let mut child = started.map_err(|e| fail(format!("`{}` could not be started: {e}", self.program)))?;
         let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (Some(input), Some(output), Some(errors)) = pipes else {
+            groups::end(&mut child);
             return Err(fail("its standard streams could not be had".into()));
         };
         let said = Arc::new(Mutex::new(VecDeque::new()));
         let (kept, (sender, lines)) = (said.clone(), channel());
-        std::thread::spawn(move || {
-            for line in BufReader::new(errors).lines().map_while(std::result::Result::ok) {
-                if let Ok(mut said) = kept.lock() {
-                    said.push_back(line.chars().take(300).collect::<String>());
-                    if said.len() > SHOWN_LINES {
-                        said.pop_front();
-                    }
-                }
-            }
-        });
+        std::thread::spawn(move || listen(errors, &kept));
         std::thread::spawn(move || {
             let mut output = BufReader::new(output);
             loop {
@@ -119,6 +116,24 @@ impl ExecJudge {
             }
         });
         Ok(Process { child, input: Some(input), lines, answered: false, said })
+    }
+}
+
+/// Keeps the last lines of a scorer's standard error up to its end: of any length, and in any encoding. A reader that
+/// stopped before would have the scorer killed by its next message.
+fn listen(errors: impl Read, kept: &Mutex<VecDeque<String>>) {
+    let (mut errors, mut line) = (BufReader::new(errors), Vec::new());
+    while matches!(errors.by_ref().take(LONGEST_WORDS).read_until(b'\n', &mut line), Ok(1..)) {
+        let text = String::from_utf8_lossy(&line);
+        // What a terminal would show of a line that was written over.
+        let shown = text.trim_end().rsplit('\r').next().unwrap_or_default();
+        if let Ok(mut said) = kept.lock() {
+            said.push_back(shown.chars().take(SHOWN_CHARS).collect());
+            if said.len() > SHOWN_LINES {
+                said.pop_front();
+            }
+        }
+        line.clear();
     }
 }
 
@@ -206,32 +221,13 @@ impl Process {
         }
     }
 
-    /// Kills it and what it has started.
-    fn kill(&mut self) {
-        #[cfg(unix)]
-        kill_group(self.child.id());
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-
     /// Kills it; what it last said on standard error, for a message.
     fn stop(&mut self) -> String {
-        self.kill();
+        groups::end(&mut self.child);
         // The reader of its last lines may need a moment.
         std::thread::sleep(Duration::from_millis(20));
         let said = self.said.lock().map(|said| said.iter().cloned().collect::<Vec<_>>()).unwrap_or_default();
         if said.is_empty() { String::new() } else { format!("; its last words:\n  {}", said.join("\n  ")) }
-    }
-}
-
-/// Kills what is left of a process group.
-#[cfg(unix)]
-#[allow(unsafe_code)]
-fn kill_group(leader: u32) {
-    if let Ok(leader) = libc::pid_t::try_from(leader) {
-        // SAFETY: a system call on numbers. The group bears the number of a child of ours that has only just been waited
-        // for, if at all: no other can have taken it.
-        unsafe { libc::kill(-leader, libc::SIGKILL) };
     }
 }
 
@@ -240,7 +236,7 @@ impl Drop for Process {
         // The end of its input asks it to end by itself.
         self.input = None;
         let _ = self.farewell();
-        self.kill();
+        groups::end(&mut self.child);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 
 use crate::{Error, Result};
+use image::RgbImage;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
@@ -33,8 +34,23 @@ impl ImageBatch {
         Ok(Self { pixels, count: count as usize, width: width as usize, height: height as usize })
     }
 
+    /// Copies decoded pictures of one size. Errors: [`Error::Images`] for none, for several sizes and for empty pictures.
+    pub fn from_pictures(pictures: &[&RgbImage]) -> Result<Self> {
+        let sizes = || pictures.iter().map(|picture| picture.dimensions());
+        match sizes().next() {
+            Some((width, height)) if width > 0 && height > 0 && sizes().all(|size| size == (width, height)) => {
+                let pixels = pictures.iter().map(|picture| picture.as_raw().as_slice()).collect::<Vec<_>>().concat();
+                Ok(Self { pixels, count: pictures.len(), width: width as usize, height: height as usize })
+            }
+            _ => {
+                let found = format!("{:?} (width, height)", sizes().collect::<Vec<_>>());
+                Err(Error::Images { expected: "pictures of one size, of at least one pixel", found })
+            }
+        }
+    }
+
     /// One decoded picture of at least one pixel.
-    pub fn from_rgb(picture: &image::RgbImage) -> Self {
+    pub fn from_rgb(picture: &RgbImage) -> Self {
         let (width, height) = (picture.width() as usize, picture.height() as usize);
         Self { pixels: picture.as_raw().clone(), count: 1, width, height }
     }
@@ -212,6 +228,19 @@ mod tests {
         let _ = images.get(2).fill_(f64::NAN);
         images = images.shallow_clone();
         assert!(matches!(to_u8(&images), Err(Error::NonFiniteImage { index: 2 })));
+    }
+
+    #[test]
+    fn pictures_of_one_size_make_a_batch() {
+        let picture =
+            |width, height, first| RgbImage::from_fn(width, height, |x, y| image::Rgb([first, x as u8, y as u8]));
+        let batch = ImageBatch::from_pictures(&[&picture(3, 2, 7), &picture(3, 2, 8)]).unwrap();
+        assert_eq!((batch.len(), batch.width(), batch.height()), (2, 3, 2));
+        assert_eq!(batch.pixels().nth(1).unwrap()[..9], [8, 0, 0, 8, 1, 0, 8, 2, 0]);
+        for wrong in [vec![], vec![picture(3, 2, 0), picture(2, 3, 0)], vec![picture(0, 2, 0)]] {
+            let wrong: Vec<&RgbImage> = wrong.iter().collect();
+            assert!(matches!(ImageBatch::from_pictures(&wrong), Err(Error::Images { .. })), "{wrong:?}");
+        }
     }
 
     #[test]

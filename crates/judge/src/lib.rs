@@ -45,7 +45,7 @@ pub use collected::Collected;
 pub use colourfulness::{Colourfulness, colourfulness};
 pub use ensemble::{Ensemble, Member, Rule};
 pub use error::{Error, Result};
-pub use exec::{EXEC_TIMEOUT, ExecJudge};
+pub use exec::{EXEC_TIMEOUT, ExecJudge, end_scorers};
 pub use image_reward::ImageReward;
 pub use images::{ImageBatch, Predicted, to_u8};
 pub use jpeg::{JpegSize, jpeg_bytes};

@@ -106,9 +106,12 @@ impl JudgeSpec {
         }
     }
 
-    /// Whether its scores say only how a picture compares with the others of its prompt.
+    /// Whether its scores say only how a picture compares with the others of its prompt: by its rule, or because all its
+    /// judges do (those that weigh nothing aside).
     pub fn compares(&self) -> bool {
-        matches!(self, Self::Ensemble { rule, .. } if rule.compares())
+        let Self::Ensemble { rule, members } = self else { return false };
+        let mut counting = members.iter().filter(|member| member.weight != 0.0);
+        rule.compares() || counting.all(|member| member.judge.compares())
     }
 
     /// Whether a process of the user's does the work, or part of it.
@@ -133,13 +136,66 @@ impl JudgeSpec {
 /// Mean and spread of a judge of which nothing is known: its scores are taken as they are.
 const UNKNOWN: (f64, f64) = (0.0, 1.0);
 
-/// Names that tell judges apart: a judge's own, or where several share it the whole line.
+/// Names that tell judges apart: a judge's own, where several share it the whole line, and of equal lines the number too,
+/// as in `chroma (2)`.
 pub fn distinct_names<'a>(specs: &[&JudgeSpec], names: impl Iterator<Item = &'a str>) -> Vec<String> {
     let names: Vec<&str> = names.collect();
     let shared = |name: &str| names.iter().filter(|other| **other == name).count() > 1;
-    names
-        .iter()
-        .zip(specs)
-        .map(|(name, spec)| if shared(name) { spec.to_string() } else { (*name).to_owned() })
-        .collect()
+    let line = |(name, spec): (&&str, &&JudgeSpec)| if shared(name) { spec.to_string() } else { (*name).to_owned() };
+    let lines: Vec<String> = names.iter().zip(specs).map(line).collect();
+    let numbered = |(at, line): (usize, &String)| match lines[..at].iter().filter(|before| *before == line).count() {
+        0 => line.clone(),
+        before => format!("{line} ({})", before + 1),
+    };
+    lines.iter().enumerate().map(numbered).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(line: &str) -> JudgeSpec {
+        line.parse().unwrap()
+    }
+
+    #[test]
+    fn no_two_judges_share_a_name() {
+        let lines = ["chroma", "pickscore=a", "pickscore", "chroma", "aesthetic", "pickscore=a", "chroma"];
+        let specs = lines.map(spec);
+        let names = ["chroma", "pickscore", "pickscore", "chroma", "aesthetic", "pickscore", "chroma"];
+        let expected =
+            ["chroma", "pickscore=a", "pickscore", "chroma (2)", "aesthetic", "pickscore=a (2)", "chroma (3)"];
+        assert_eq!(distinct_names(&specs.iter().collect::<Vec<_>>(), names.into_iter()), expected);
+        let built = spec("majority(chroma, chroma, colourfulness)")
+            .build(&JudgeOptions::default(), &mut |_, _| Ok(Vec::new()))
+            .unwrap();
+        let names: Vec<String> = built.statistics().into_iter().map(|statistics| statistics.judge).collect();
+        assert_eq!(names, ["chroma", "chroma (2)", "colourfulness"]);
+    }
+
+    #[test]
+    fn what_only_compares_does_so_within_any_rule() {
+        for line in [
+            "majority(chroma, colourfulness)",
+            "weighted(majority(chroma, colourfulness), 2*pareto(chroma, colourfulness))",
+            "worst(pareto(chroma, colourfulness), normalised(majority(chroma, colourfulness), 1, 2))",
+            "weighted(0*chroma, weighted(majority(chroma, colourfulness), pareto(chroma, colourfulness)))",
+        ] {
+            assert!(spec(line).compares(), "{line}");
+        }
+        for line in
+            ["chroma", "weighted(chroma, majority(chroma, colourfulness))", "worst(chroma, pareto(chroma, aesthetic))"]
+        {
+            assert!(!spec(line).compares(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_list_holds_no_judge_twice() {
+        let refused = |list: &str| JudgeSpec::list(list).unwrap_err().to_string();
+        let twice = "expected different judges, found it twice";
+        assert_eq!(refused("aesthetic, hps, HPSv2"), format!("judge `hpsv2`: {twice}"));
+        assert!(refused("weighted(2*chroma,aesthetic),weighted(2*chroma, aesthetic)").contains(twice));
+        assert_eq!(JudgeSpec::list("pickscore, pickscore=a, worst(chroma, chroma)").unwrap().len(), 3);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A member's scores so far.
+/// Scores of one judge of an ensemble.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Statistics {
     /// The judge's name within its ensemble.

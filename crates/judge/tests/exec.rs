@@ -149,6 +149,19 @@ fn what_a_scorer_has_started_ends_with_it() {
 }
 
 #[test]
+fn standard_error_may_hold_anything() {
+    let room = Room::new();
+    // A byte that is no UTF-8, a progress bar of some megabytes without a line's end, and then more: a scorer whose
+    // standard error is no longer read is killed by its next message.
+    let script = r"read -r job; printf 'caf\351\n' >&2; sleep 0.2; printf 'at work\n' >&2
+        head -c 3000000 /dev/zero | tr '\0' '\r' >&2; printf '10 %%\r20 %%\r' >&2; echo again >&2";
+    let answer = r#"; echo '{"scores": [0, 1]}'; read -r job; exit 7"#;
+    assert_eq!(score(&room.judge(&format!("{script}{answer}"), LONG)).unwrap(), [0.0, 1.0]);
+    let text = message(&room.judge("printf 'caf\\351\\n10 %%\\r20 %%\\n' >&2; exit 7", LONG));
+    assert!(text.contains("caf\u{fffd}\n  20 %") && !text.contains("10 %"), "{text}");
+}
+
+#[test]
 fn a_command_is_split_as_a_shell_does() {
     let room = Room::new();
     let script = r#"[ $# = 3 ] && [ "$1" = "two words" ] && [ "$2" = "it's, \$HOME" ] && [ "$3" = "" ] &&

@@ -57,7 +57,7 @@ pub fn run(args: &Args, _context: &Context) -> Result<Outcome> {
 pub fn write(subject: &Path, others: &[PathBuf], path: &Path) -> Result<()> {
     let subject = Run::read(subject)?;
     let mut others = others.iter().map(|folder| Run::read(folder)).collect::<Result<Vec<_>>>()?;
-    for (index, name) in distinct_names(&subject, &others) {
+    for (index, name) in told_apart(&subject, &others) {
         others[index].rename(name);
     }
     let config = &subject.config;
@@ -152,7 +152,7 @@ impl Run {
 }
 
 /// New names, by index, for those of `others` that are called like a run before them.
-fn distinct_names(subject: &Run, others: &[Run]) -> Vec<(usize, String)> {
+fn told_apart(subject: &Run, others: &[Run]) -> Vec<(usize, String)> {
     let taken =
         |index: usize| std::iter::once(subject).chain(&others[..index]).any(|run| run.name == others[index].name);
     let named = |index: usize| format!("{} ({})", others[index].name, others[index].folder.display());

@@ -52,6 +52,11 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
+    if args.images.is_some() {
+        out_of_memory::left(
+            "The folder of --images was not made: none of its pictures are kept, the same command begins anew.",
+        );
+    }
     let mut config = args.settings.resolve(context)?;
     ensure!(config.pairs_file.is_empty(), "--pairs-file: expected none: `seedpo rollout` makes pairs, it reads none");
     let pairs = config.resolved_method()?.pairs;

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use image::RgbImage;
 use seedpo_judge::{Collected, ImageBatch, Judge, JudgeSpec, distinct_names, names};
-use seedpo_tensor::{Device, Kind, Tensor, write_atomic};
+use seedpo_tensor::{Device, Kind, write_atomic};
 use serde_json::{Map, Value, json};
 
 use crate::context::Context;
@@ -55,8 +56,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
 
-    /// A quality gate: exit with code 1 if the first judge's mean is below this. Not for majority(..) and pareto(..), whose
-    /// mean is always 0.
+    /// A quality gate: exit with code 1 if the first judge's mean is below this. Not for majority(..), pareto(..) and rules
+    /// over nothing else, which only compare pictures: their mean says nothing.
     #[arg(long, value_name = "SCORE", allow_negative_numbers = true)]
     at_least: Option<f64>,
 }
@@ -113,12 +114,12 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     Ok(gate(args.at_least, &columns, &rows))
 }
 
-/// Refuses a bound on a mean that is the same for any pictures.
+/// Refuses a bound on a mean that says nothing of the pictures.
 fn check_gate(at_least: Option<f64>, specs: &[JudgeSpec]) -> Result<()> {
     match specs.first() {
         Some(first) if at_least.is_some() && first.compares() => bail!(
-            "--at-least: expected a first judge whose mean says something, found {first}: what one picture wins there \
-             another loses, so that the mean is always 0; put another judge first"
+            "--at-least: expected a first judge whose mean says something, found {first}, which only compares the pictures \
+             of a prompt: what one wins another loses, however good they are; put another judge first"
         ),
         _ => Ok(()),
     }
@@ -167,20 +168,20 @@ const BATCH: usize = 16;
 struct Waiting {
     file: PathBuf,
     prompt: String,
-    picture: Tensor,
+    picture: RgbImage,
 }
 
 /// Reads a picture; its prompt is the one given, or else its own.
 fn read(file: PathBuf, prompt: Option<&String>) -> Result<Waiting> {
-    let images::PictureFile { pixels, prompt: own } = images::read(&file)?;
-    Ok(Waiting { prompt: prompt.cloned().or(own).unwrap_or_default(), picture: pixels, file })
+    let images::PictureFile { picture, prompt: own } = images::read(&file)?;
+    Ok(Waiting { prompt: prompt.cloned().or(own).unwrap_or_default(), picture, file })
 }
 
 /// Fills a batch up to [`BATCH`] with pictures of its first one's size. Returns the first picture of the next batch, if
 /// it was read already.
 fn fill(batch: &mut Vec<Waiting>, waiting: &mut impl Iterator<Item = Result<Waiting>>) -> Result<Option<Waiting>> {
     while let Some(next) = waiting.next().transpose()? {
-        if batch.len() == BATCH || batch[0].picture.size() != next.picture.size() {
+        if batch.len() == BATCH || batch[0].picture.dimensions() != next.picture.dimensions() {
             return Ok(Some(next));
         }
         batch.push(next);
@@ -189,8 +190,7 @@ fn fill(batch: &mut Vec<Waiting>, waiting: &mut impl Iterator<Item = Result<Wait
 }
 
 fn score_batch(scored: &mut [Collected], batch: &[Waiting]) -> Result<()> {
-    let pictures = Tensor::stack(&batch.iter().map(|w| &w.picture).collect::<Vec<_>>(), 0);
-    let pictures = ImageBatch::from_tensor(&pictures)?;
+    let pictures = ImageBatch::from_pictures(&batch.iter().map(|w| &w.picture).collect::<Vec<_>>())?;
     let prompts: Vec<&str> = batch.iter().map(|w| w.prompt.as_str()).collect();
     let place = || batch.first().map(|w| w.file.display().to_string()).unwrap_or_default();
     let mut each = scored.iter_mut();
@@ -199,7 +199,8 @@ fn score_batch(scored: &mut [Collected], batch: &[Waiting]) -> Result<()> {
 
 /// The table, once all pictures are seen: some judges compare those of a prompt with each other.
 fn rows(pictures: Vec<(PathBuf, String)>, scored: &[Collected]) -> Result<Vec<Row>> {
-    let scores = scored.iter().map(Collected::scores).collect::<seedpo_judge::Result<Vec<_>>>()?;
+    let prompts: Vec<&str> = pictures.iter().map(|(_, prompt)| prompt.as_str()).collect();
+    let scores = scored.iter().map(|of_judge| of_judge.scores(&prompts)).collect::<seedpo_judge::Result<Vec<_>>>()?;
     let row = |(at, (file, prompt)): (usize, (PathBuf, String))| {
         let scores = scores.iter().map(|of_judge| of_judge[at]).collect();
         Row { file, prompt, scores }

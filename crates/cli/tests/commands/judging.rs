@@ -134,3 +134,41 @@ fn training_takes_a_judge_of_ones_own_and_an_ensemble() {
     assert!(config.contains("judge = \"pareto(colourfulness, jpeg-compressibility)\""), "{config}");
     done(&room, &[&without_judge[..], &["--judge", "spm=spm", "--judge-dtype", "bf16", "--name", "steps"]].concat());
 }
+
+/// A scorer is in a process group of its own, which Ctrl-C does not reach: whoever stops at once has to end it.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_second_interrupt_ends_the_scorer_and_what_it_has_started() {
+    use std::io::{BufRead, BufReader};
+    let room = Room::new();
+    room.write("scorer.sh", "sleep 300 & echo $! > pid; read -r job; echo $$ > asked; sleep 300");
+    seedpo_evaluate::png::write_png(&room.path("a.png"), &pictures(1).squeeze_dim(0), &[]).unwrap();
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_seedpo"))
+        .args(["score", "--judge", "exec:sh scorer.sh", "a.png"])
+        .current_dir(room.path("."))
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let id = child.id().to_string();
+    let interrupt = || std::process::Command::new("kill").args(["-INT", &id]).status().unwrap();
+    let patience = std::time::Instant::now();
+    let soon = |done: &dyn Fn() -> bool| {
+        while !done() {
+            assert!(patience.elapsed() < std::time::Duration::from_secs(60), "waited for a minute");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    };
+    let pid = |file: &str| std::fs::read_to_string(room.path(file)).unwrap_or_default();
+    soon(&|| pid("asked").ends_with('\n'));
+    assert!(interrupt().success());
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(said.any(|line| line.unwrap().contains("once more to stop at once")));
+    assert!(interrupt().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    // Gone, or dead and not yet noticed by whoever adopted it.
+    let ended = |file: &str| {
+        let state = std::fs::read_to_string(format!("/proc/{}/stat", pid(file).trim())).unwrap_or_default();
+        state.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
+    };
+    soon(&|| ended("asked") && ended("pid"));
+}

@@ -63,8 +63,15 @@ fn other_commands_advise_flags_of_their_own_and_what_half_a_batch_saves() {
     room.write("prompts.txt", "a\n".repeat(4096));
     let rollout = "rollout --store store --model model --prompts-file prompts.txt --judge colourfulness --dtype f32 --steps 3 \
                    --divert-start-step 1 --resolution 96 --prompts-per-iteration 4096 --rollout-batch-size 4096";
-    for (arguments, flag) in [(sample, "--batch"), (rollout, "--rollout-batch-size")] {
+    let images = rollout.replace("--store store", "--images drawn --method d3po");
+    let store = "whole files are intact";
+    for (arguments, flag, kept) in [
+        (sample, "--batch", "pictures written before"),
+        (rollout, "--rollout-batch-size", store),
+        (&images, "--rollout-batch-size", "--images was not made"),
+    ] {
         let text = ends_without_memory(&room, arguments);
+        assert!(text.contains(kept) && (kept == store || !text.contains(store)), "{text}");
         let (_, line) =
             text.split_once(&format!("{flag} 2048 instead of 4096: about ")).unwrap_or_else(|| panic!("{text}"));
         let saved: f64 = line.split_once(" GiB less").unwrap().0.parse().unwrap();

@@ -10,9 +10,13 @@ use crate::{Error, Result, info};
 impl JudgeSpec {
     /// Reads a list, separated by commas outside of parentheses and of the quotes of commands.
     ///
-    /// Errors: as [`JudgeSpec::from_str`].
+    /// Errors: as [`JudgeSpec::from_str`]; [`Error::Spec`] for a judge that comes twice, whose scores could not be told apart.
     pub fn list(text: &str) -> Result<Vec<Self>> {
-        split(text).into_iter().map(str::parse).collect()
+        let specs = split(text).into_iter().map(str::parse).collect::<Result<Vec<Self>>>()?;
+        match specs.iter().enumerate().find(|(at, spec)| specs[..*at].contains(spec)) {
+            Some((_, spec)) => refuse(&spec.to_string(), "expected different judges, found it twice"),
+            None => Ok(specs),
+        }
     }
 }
 

@@ -56,8 +56,7 @@ fn decode_all(pairs: &Pairs, report: &mut Report, context: &Context) -> bool {
         let pair = pairs.pair(index);
         let failed = std::iter::once(pair.winner).chain(pair.loser).find_map(|id| pairs.picture(id).err());
         if let Some(bad) = failed {
-            let detail = format!("{}: {}", bad.place, bad.detail);
-            report.add_bad(BadRow { place: pairs.place(index), detail, ..bad });
+            report.add_bad(bad.of_row(pairs.place(index)));
             report.pairs -= 1;
         }
         progress.advance(1);

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
+use image::RgbImage;
 use seedpo_align::objective::Preference;
 use seedpo_data::{BadRow, JudgedPair, Pair, Pairs};
 use seedpo_judge::{Collected, ImageBatch, Judge, JudgeSpec};
-use seedpo_tensor::Tensor;
 use serde_json::{Map, json};
 
 use super::Source;
@@ -89,31 +89,25 @@ impl std::ops::AddAssign for Count {
 struct Seen<'a> {
     index: usize,
     pair: Pair<'a>,
-    /// The present winner and loser, u8 `[H, W, 3]`.
-    pictures: [Tensor; 2],
+    /// The present winner and loser.
+    pictures: [RgbImage; 2],
 }
 
 impl Seen<'_> {
     /// Whether it can be judged in one call with the pairs of a batch. Some judges compare the pictures of a prompt with
     /// each other, so no prompt comes twice.
     fn goes_with(&self, batch: &[Self]) -> bool {
-        let size = self.pictures[0].size();
+        let size = self.pictures[0].dimensions();
+        let fits = |other: &Self| other.pictures.iter().all(|picture| picture.dimensions() == size);
         batch.len() < BATCH
-            && self.pictures[1].size() == size
-            && batch.iter().all(|other| {
-                other.pair.prompt != self.pair.prompt && other.pictures.iter().all(|picture| picture.size() == size)
-            })
+            && fits(self)
+            && batch.iter().all(|other| other.pair.prompt != self.pair.prompt && fits(other))
     }
 }
 
 /// A pair's pictures; one that cannot be had makes it a bad row.
-fn pictures(pairs: &Pairs, pair: &Pair) -> Result<[Tensor; 2], BadRow> {
-    let pixels = |id| {
-        let picture = pairs.picture(id)?;
-        let shape = [i64::from(picture.height()), i64::from(picture.width()), 3];
-        Ok(Tensor::from_slice(picture.as_raw()).reshape(shape))
-    };
-    Ok([pixels(pair.winner)?, pixels(pair.loser.unwrap_or(pair.winner))?])
+fn pictures(pairs: &Pairs, pair: &Pair) -> Result<[RgbImage; 2], BadRow> {
+    Ok([pairs.picture(pair.winner)?, pairs.picture(pair.loser.unwrap_or(pair.winner))?])
 }
 
 /// Judges a batch, writes it with its new labels and empties it.
@@ -137,17 +131,16 @@ fn label(batch: &mut Vec<Seen>, judges: &[Column], sink: &mut Sink) -> Result<Co
 
 /// A judge's scores of a batch: winner, loser, winner, ..
 fn scores(batch: &[Seen], judge: &dyn Judge) -> Result<Vec<f64>> {
-    let pictures: Vec<&Tensor> = batch.iter().flat_map(|seen| &seen.pictures).collect();
+    let pictures: Vec<&RgbImage> = batch.iter().flat_map(|seen| &seen.pictures).collect();
     let prompts: Vec<&str> = batch.iter().flat_map(|seen| [seen.pair.prompt; 2]).collect();
     let mut scores = Collected::new(judge);
-    if batch.iter().all(|seen| seen.pictures[0].size() == seen.pictures[1].size()) && !batch.is_empty() {
-        scores.add(&ImageBatch::from_tensor(&Tensor::stack(&pictures, 0))?, &prompts)?;
-    } else {
-        for (picture, prompt) in pictures.iter().zip(&prompts) {
-            scores.add(&ImageBatch::from_tensor(&picture.unsqueeze(0))?, &[prompt])?;
-        }
+    // Pairs of one size, or one whose two sides differ.
+    let alike = pictures.windows(2).all(|two| two[0].dimensions() == two[1].dimensions());
+    let at_once = if alike { pictures.len().max(1) } else { 1 };
+    for (pictures, prompts) in pictures.chunks(at_once).zip(prompts.chunks(at_once)) {
+        scores.add(&ImageBatch::from_pictures(pictures)?, prompts)?;
     }
-    Ok(scores.scores()?)
+    Ok(scores.scores(&prompts)?)
 }
 
 /// The pair to write, turned round or not; `scores` are those of its new winner and loser.
