@@ -82,33 +82,25 @@ impl RunDir {
     /// renamed), so a run folder always has its config.toml. Errors: what the operating system refuses.
     pub fn create(config: &TrainConfig, versions: &BTreeMap<String, String>, inputs: &InputHashes) -> Result<Self> {
         let parent = Path::new(&config.output_dir);
-        fs::create_dir_all(parent).map_err(|e| seedpo_tensor::Error::io(parent, e))?;
         let name = config.run_name();
-        let temporary = parent.join(format!(".{name}.{}.tmp", std::process::id()));
-        let _ = fs::remove_dir_all(&temporary);
-        let write = || -> Result<Self> {
-            let samples = temporary.join("samples");
-            fs::create_dir_all(&samples).map_err(|e| seedpo_tensor::Error::io(&samples, e))?;
-            let text = config_text(config, versions, inputs)?;
-            files::write_atomic(&temporary.join(CONFIG_FILE), text.as_bytes())?;
-            for attempt in 1u32.. {
-                let path = parent.join(if attempt == 1 { name.clone() } else { format!("{name}-{attempt}") });
-                if path.exists() {
-                    continue;
-                }
-                match fs::rename(&temporary, &path) {
-                    Ok(()) => {
-                        files::sync_folder(parent);
-                        return Ok(Self { path });
-                    }
-                    // Another run took the name in between.
-                    Err(_) if path.exists() => continue,
-                    Err(e) => return Err(seedpo_tensor::Error::io(&path, e).into()),
-                }
+        let temporary = files::TemporaryFolder::beside(&parent.join(&name))?;
+        let samples = temporary.path().join("samples");
+        fs::create_dir(&samples).map_err(|e| seedpo_tensor::Error::io(&samples, e))?;
+        let text = config_text(config, versions, inputs)?;
+        files::write_atomic(&temporary.path().join(CONFIG_FILE), text.as_bytes())?;
+        for attempt in 1u32.. {
+            let path = parent.join(if attempt == 1 { name.clone() } else { format!("{name}-{attempt}") });
+            if path.exists() {
+                continue;
             }
-            unreachable!("u32 names cannot all be taken")
-        };
-        write().inspect_err(|_| drop(fs::remove_dir_all(&temporary)))
+            match temporary.rename(&path) {
+                Ok(()) => return Ok(Self { path }),
+                // Another run took the name in between.
+                Err(_) if path.exists() => continue,
+                Err(e) => return Err(seedpo_tensor::Error::io(&path, e).into()),
+            }
+        }
+        unreachable!("u32 names cannot all be taken")
     }
 
     /// The folder that [`RunDir::create`] would make first; nothing is made. For a dry run.

@@ -1,10 +1,9 @@
 //! Captioned pictures: of files, or the emoji.
 
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 use image::RgbImage;
-use seedpo_data::{BadRow, Options, Pairs, Report};
+use seedpo_data::{BadRow, Options, Pairs};
 use seedpo_pretrain::Dataset;
 use seedpo_pretrain::captions::CaptionMix;
 use seedpo_pretrain::dataset::Emoji;
@@ -41,8 +40,10 @@ pub trait Captions: Send + Sync {
         self.picture(index)
     }
 
-    /// Takes note that a picture cannot be had and is passed over. Errors: there are more than are allowed.
-    fn pass_over(&self, index: usize, bad: BadRow) -> Result<()>;
+    /// The dataset, by whose indices pictures are counted, where they are read from one and may be unreadable.
+    fn pairs(&self) -> Option<&Pairs> {
+        None
+    }
 }
 
 /// A dataset of files (docs/data.md: an imagefolder with `metadata.jsonl`; of pairs the winners); of several
@@ -50,16 +51,13 @@ pub trait Captions: Send + Sync {
 #[derive(Debug)]
 pub struct FileCaptions {
     pairs: Pairs,
-    bad: Mutex<Report>,
-    bad_rows_limit: f64,
 }
 
 impl FileCaptions {
     /// Opens it; at most the share `bad_rows_limit` of its rows, in [0, 1], may be bad. Errors: as [`Pairs::open`].
     pub fn open(path: &Path, bad_rows_limit: f64) -> Result<Self> {
         let options = Options { winners_only: true, bad_rows_limit, ..Options::default() };
-        let pairs = Pairs::open(path, &options)?;
-        Ok(Self { bad: Mutex::new(pairs.report().clone()), pairs, bad_rows_limit })
+        Ok(Self { pairs: Pairs::open(path, &options)? })
     }
 }
 
@@ -89,9 +87,8 @@ impl Captions for FileCaptions {
         self.pairs.picture(self.pairs.pair(index).winner)
     }
 
-    fn pass_over(&self, index: usize, bad: BadRow) -> Result<()> {
-        let mut report = self.bad.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(self.pairs.pass_over(index, bad, &mut report, self.bad_rows_limit)?)
+    fn pairs(&self) -> Option<&Pairs> {
+        Some(&self.pairs)
     }
 }
 
@@ -145,10 +142,5 @@ impl Captions for EmojiCaptions {
 
     fn look(&self, index: usize, key: NoiseKey) -> Result<RgbImage, BadRow> {
         Ok(vary(&self.pictures[index], key))
-    }
-
-    /// They are all in memory: there is nothing to pass over.
-    fn pass_over(&self, _: usize, bad: BadRow) -> Result<()> {
-        Err(Error::data(Path::new(&bad.place), bad.detail))
     }
 }

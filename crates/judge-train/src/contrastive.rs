@@ -1,18 +1,18 @@
 //! The kind `clip`: pictures and captions brought together.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use image::RgbImage;
 use rayon::prelude::*;
-use seedpo_data::BadRow;
+use seedpo_data::{BadRow, Pairs};
+use seedpo_judge::processor_square;
 use seedpo_model::{ClipModel, ClipTokenizer};
 use seedpo_tensor::NoiseKey;
 use tch::{Kind, Tensor};
 
+use crate::heldout::{Heldout, Part};
 use crate::objective::{MAX_LOGIT_SCALE, contrastive, logits};
-use crate::pictures::{Crop, cropped, prepared};
-use crate::source::{Order, Source};
+use crate::pictures::{Crop, normalised, stacked};
+use crate::source::{Loaded, Order, Source, Unreadable};
 use crate::split::Split;
 use crate::{Captions, Error, Result, Settings, Task};
 
@@ -57,6 +57,9 @@ impl Contrastive {
         if settings.batch < 2 {
             return Err(Error::setting("batch", "2 or more, since pictures are compared", settings.batch));
         }
+        if settings.heldout_share > 0.0 && settings.heldout_limit == 1 {
+            return Err(Error::setting("heldout-limit", "2 or more, since pictures are compared, or 0 for all", 1));
+        }
         if split.heldout.len() == 1 {
             let expected = "a share that holds two or more pictures out, since they are compared, or 0";
             return Err(Error::setting("heldout-share", expected, format!("{}, which is one", settings.heldout_share)));
@@ -68,55 +71,77 @@ impl Contrastive {
 }
 
 impl CaptionSource {
-    /// The pictures that can be had, with their examples' places in `examples`. Errors: too many cannot.
+    /// The pictures of examples that can be had, each cropped as soon as it is decoded, as bytes, with their places in
+    /// `examples`.
     fn read(
         &self,
         examples: &[usize],
-        picture: impl Fn(usize, usize) -> Result<RgbImage, BadRow> + Sync,
-    ) -> Result<(Vec<usize>, Vec<RgbImage>)> {
-        let read: Vec<_> = examples.par_iter().enumerate().map(|(place, &index)| picture(place, index)).collect();
-        let (mut places, mut pictures) = (Vec::new(), Vec::new());
-        for (place, picture) in read.into_iter().enumerate() {
-            match picture {
-                Ok(picture) => {
+        unreadable: &mut Vec<Unreadable>,
+        square: impl Fn(usize) -> Result<Vec<u8>, BadRow> + Send + Sync,
+    ) -> (Vec<usize>, Vec<Vec<u8>>) {
+        let read: Vec<_> = (0..examples.len()).into_par_iter().map(square).collect();
+        let (mut places, mut squares) = (Vec::new(), Vec::new());
+        for (place, square) in read.into_iter().enumerate() {
+            match square {
+                Ok(square) => {
                     places.push(place);
-                    pictures.push(picture);
+                    squares.push(square);
                 }
-                Err(bad) => self.captions.pass_over(examples[place], bad)?,
+                Err(why) => unreadable.push(Unreadable { index: examples[place], why }),
             }
         }
-        Ok((places, pictures))
+        (places, squares)
     }
 }
 
 impl Source for CaptionSource {
     type Batch = CaptionBatch;
 
-    fn load(&self, update: u64) -> Result<Vec<CaptionBatch>> {
-        let mut batches = Vec::new();
+    const NEEDS: &'static str =
+        "no batch has two pictures that can be read, and one alone has nothing to be told apart from";
+
+    fn load(&self, update: u64) -> Result<Loaded<CaptionBatch>> {
+        let mut loaded = Loaded { batches: Vec::new(), unreadable: Vec::new() };
         let mut first = 0;
         for examples in self.order.batches(update) {
             let key = |purpose: &'static str, place: usize| {
                 NoiseKey::new(self.seed, purpose).step(update).prompt(first + place as u64)
             };
-            let look = |place: usize, index: usize| self.captions.look(index, key("judge look", place));
-            let (places, pictures) = self.read(&examples, look)?;
-            // A picture alone has nothing to be told apart from.
+            let (places, squares) = self.read(&examples, &mut loaded.unreadable, |place| {
+                let look = self.captions.look(examples[place], key("judge look", place))?;
+                Ok(self.crop.square(&look, self.side, key("judge crop", place)))
+            });
             if places.len() > 1 {
-                let crops: Vec<NoiseKey> = places.iter().map(|&place| key("judge crop", place)).collect();
                 let text = |&place: &usize| self.captions.caption(examples[place], key("judge caption", place));
-                batches.push(CaptionBatch {
+                loaded.batches.push(CaptionBatch {
                     input_ids: self.tokenizer.encode(&places.iter().map(text).collect::<Vec<_>>())?,
-                    pixels: cropped(&pictures, self.side, self.crop, &crops)?,
+                    pixels: normalised(&stacked(squares.iter(), self.side)?)?,
                 });
             }
             first += examples.len() as u64;
         }
-        if batches.is_empty() {
-            let reason = format!("none of update {} can be read; raise --batch, or mend the data", update + 1);
-            return Err(Error::data(Path::new("pictures"), reason));
+        Ok(loaded)
+    }
+
+    fn pairs(&self) -> Option<&Pairs> {
+        self.captions.pairs()
+    }
+}
+
+impl Contrastive {
+    /// A part of the held-out pictures, as bytes; `None` where fewer than two can be read: a picture alone, as the last of 101
+    /// is, wins every comparison.
+    fn part(&self, examples: &[usize], unreadable: &mut Vec<Unreadable>) -> Result<Option<Part>> {
+        let source = &self.source;
+        let (places, squares) = source.read(examples, unreadable, |place| {
+            Ok(processor_square(&source.captions.picture(examples[place])?, source.side))
+        });
+        if places.len() < 2 {
+            return Ok(None);
         }
-        Ok(batches)
+        let titles: Vec<String> = places.iter().map(|&place| source.captions.title(examples[place])).collect();
+        let pictures = vec![stacked(squares.iter(), source.side)?];
+        Ok(Some(Part { pictures, input_ids: source.tokenizer.encode(&titles)? }))
     }
 }
 
@@ -142,19 +167,14 @@ impl Task for Contrastive {
 
     /// `heldout_loss`; `heldout_top1`: how often a caption's own picture scores highest of (up to) 100;
     /// `heldout_pair_accuracy`: how often it scores above another picture.
-    fn evaluate(&self, model: &ClipModel) -> Result<Vec<(String, f64)>> {
+    fn evaluate(&self, model: &ClipModel, heldout: &mut Heldout) -> Result<Vec<(String, f64)>> {
         let (mut loss, mut top, mut pairs, mut compared, mut all_rows) = (0.0, 0.0, 0.0, 0.0, 0.0);
-        let captions = &self.source.captions;
-        for part in self.heldout.chunks(HELDOUT_BATCH) {
-            let (places, pictures) = self.source.read(part, |_, index| captions.picture(index))?;
-            // A picture alone, as the last of 101 is, wins every comparison.
-            if places.len() < 2 {
-                continue;
-            }
-            let count = places.len() as f64;
-            let titles: Vec<String> = places.iter().map(|&place| captions.title(part[place])).collect();
-            let images = model.image_features(&prepared(&pictures, self.source.side)?, None)?;
-            let texts = model.text_features(&self.source.tokenizer.encode(&titles)?)?;
+        for (number, examples) in self.heldout.chunks(HELDOUT_BATCH).enumerate() {
+            let made = heldout.part(number, |unreadable| self.part(examples, unreadable))?;
+            let Some(Part { pictures, input_ids }) = made else { continue };
+            let count = input_ids.size()[0] as f64;
+            let images = model.image_features(&normalised(&pictures[0])?, None)?;
+            let texts = model.text_features(&input_ids)?;
             loss += contrastive(&images, &texts, model.logit_scale()).double_value(&[]) * count;
             let all = logits(&texts, &images, model.logit_scale());
             let own = all.diagonal(0, 0, 1).unsqueeze(1);

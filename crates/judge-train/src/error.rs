@@ -28,10 +28,7 @@ pub enum Error {
         found: String,
     },
     /// A loss or gradient that is not a number: nothing of it is applied, the last checkpoint is intact.
-    #[error(
-        "the {what} of update {step} is {value}; the last checkpoint is from before it, but would come here again: start \
-         anew with a lower --lr (or --max-grad-norm) and another --out"
-    )]
+    #[error("the {what} of update {step} is {value}; {advice}", advice = advice(*checkpoint))]
     NotFinite {
         /// The update, from 1.
         step: u64,
@@ -39,6 +36,8 @@ pub enum Error {
         what: &'static str,
         /// Infinite or not a number.
         value: f64,
+        /// The update of the last checkpoint, if there is one.
+        checkpoint: Option<u64>,
     },
     /// The thread that loads batches died; its panic is on standard error.
     #[error("the thread that loads batches failed")]
@@ -64,6 +63,16 @@ pub enum Error {
     /// libtorch refused an operation.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
+}
+
+fn advice(checkpoint: Option<u64>) -> String {
+    match checkpoint {
+        Some(update) => format!(
+            "the checkpoint of update {update} is from before it, but would come here again: start anew with a lower --lr \
+             (or --max-grad-norm) and another --out"
+        ),
+        None => "nothing was saved before it: start anew with a lower --lr (or --max-grad-norm)".into(),
+    }
 }
 
 impl Error {

@@ -1,8 +1,8 @@
-//! From decoded pictures to what a vision tower takes.
+//! From decoded pictures to what a vision tower takes: first to small squares of bytes, one picture at a time, so that no
+//! picture stays in its full size; then to tensors.
 
 use image::{RgbImage, imageops};
-use rayon::prelude::*;
-use seedpo_judge::{CLIP_STATISTICS, ImageBatch, Preparation, Window, resize_bicubic};
+use seedpo_judge::{CLIP_STATISTICS, Window, processor_square, resize_bicubic};
 use seedpo_tensor::NoiseKey;
 use tch::{Kind, Tensor};
 
@@ -19,8 +19,12 @@ pub struct Crop {
 const ASPECT: [f64; 2] = [3.0 / 4.0, 4.0 / 3.0];
 
 impl Crop {
-    /// f32 `[1, 3, S, S]` of one picture: a random part of it by this key, resized straight to S.
-    fn prepare(self, picture: &RgbImage, side: usize, key: NoiseKey) -> Result<Tensor> {
+    /// The bytes of a random part of the picture by this key, resized straight to S; without a crop those of the whole as
+    /// [`processor_square`] makes them.
+    pub(crate) fn square(self, picture: &RgbImage, side: usize, key: NoiseKey) -> Vec<u8> {
+        if self.least_area >= 1.0 {
+            return processor_square(picture, side);
+        }
         let (width, height) = (f64::from(picture.width()), f64::from(picture.height()));
         let draw = |i: u64, from: f64, to: f64| from + (to - from) * key.candidate(i).uniform();
         let area = width * height * draw(0, self.least_area, 1.0);
@@ -31,60 +35,73 @@ impl Crop {
         let (left, top) = ((left as u32).min((width - wide) as u32), (top as u32).min((height - high) as u32));
         let part = imageops::crop_imm(picture, left, top, wide as u32, high as u32).to_image();
         let window = Window { full: side, start: 0, length: side };
-        let bytes = resize_bicubic(part.as_raw(), wide as usize, high as usize, window, window);
-        let square = Tensor::f_from_slice(&bytes)?.f_view([1, side as i64, side as i64, 3])?.f_permute([0, 3, 1, 2])?;
-        Ok(CLIP_STATISTICS.apply(&(square.f_to_kind(Kind::Float)?.f_contiguous()? / 255.0)))
+        resize_bicubic(part.as_raw(), wide as usize, high as usize, window, window)
     }
 }
 
-/// f32 `[B, 3, S, S]` as PickScore's processor prepares pictures of any size.
-pub(crate) fn prepared(pictures: &[RgbImage], side: usize) -> Result<Tensor> {
-    stacked(pictures, |_, picture| Ok(Preparation::Processor.prepare(&ImageBatch::from_rgb(picture), side)?))
+/// Squares of S pixels as one u8 `[B, S, S, 3]`.
+pub(crate) fn stacked<'s>(squares: impl Iterator<Item = &'s Vec<u8>>, side: usize) -> Result<Tensor> {
+    let (bytes, side) = (squares.flatten().copied().collect::<Vec<u8>>(), side as i64);
+    Ok(Tensor::f_from_slice(&bytes)?.f_view([-1, side, side, 3])?)
 }
 
-/// As [`prepared`], of a random part of each picture; without a crop the whole of it.
-pub(crate) fn cropped(pictures: &[RgbImage], side: usize, crop: Crop, keys: &[NoiseKey]) -> Result<Tensor> {
-    if crop.least_area >= 1.0 {
-        return prepared(pictures, side);
-    }
-    stacked(pictures, |row, picture| crop.prepare(picture, side, keys[row]))
+/// Bytes `[B, S, S, 3]` as vision towers take them, f32 `[B, 3, S, S]`: normalised with CLIP's statistics.
+pub(crate) fn normalised(bytes: &Tensor) -> Result<Tensor> {
+    Ok(CLIP_STATISTICS.apply(&unit(bytes)?))
 }
 
-/// f32 `[B, 3, R, R]` in [−1, 1], as SPO's trainer feeds pictures to the autoencoder: CLIP's resize and crop, to R pixels.
-pub(crate) fn for_autoencoder(pictures: &[RgbImage], resolution: usize) -> Result<Tensor> {
-    stacked(pictures, |_, picture| {
-        Ok(Preparation::Processor.squares(&ImageBatch::from_rgb(picture), resolution)? * 2.0 - 1.0)
-    })
+/// Bytes `[B, R, R, 3]` as SPO's trainer feeds them to the autoencoder, f32 `[B, 3, R, R]` in [−1, 1].
+pub(crate) fn for_autoencoder(bytes: &Tensor) -> Result<Tensor> {
+    Ok(unit(bytes)? * 2.0 - 1.0)
 }
 
-/// The pictures prepared side by side on all cores, in their order.
-fn stacked(pictures: &[RgbImage], one: impl Fn(usize, &RgbImage) -> Result<Tensor> + Sync) -> Result<Tensor> {
-    let parts = pictures.par_iter().enumerate().map(|(row, picture)| one(row, picture));
-    Ok(Tensor::f_cat(&parts.collect::<Result<Vec<_>>>()?, 0)?)
+fn unit(bytes: &Tensor) -> Result<Tensor> {
+    Ok(bytes.f_permute([0, 3, 1, 2])?.f_to_kind(Kind::Float)?.f_contiguous()? / 255.0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use seedpo_judge::{ImageBatch, Preparation};
+
+    fn picture(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 6) as u8, (y * 8) as u8, 7]))
+    }
+
+    fn cropped(picture: &RgbImage, least_area: f64, key: u64) -> Tensor {
+        let square = Crop { least_area }.square(picture, 16, NoiseKey::new(1, "crop").prompt(key));
+        normalised(&stacked([square].iter(), 16).unwrap()).unwrap()
+    }
 
     #[test]
     fn crops_are_parts_of_the_picture() {
-        let picture = RgbImage::from_fn(40, 30, |x, y| image::Rgb([x as u8 * 6, y as u8 * 8, 7]));
-        let key = |i| NoiseKey::new(1, "crop").prompt(i);
-        let whole = prepared(std::slice::from_ref(&picture), 16).unwrap();
-        let crop = |least_area, i| cropped(std::slice::from_ref(&picture), 16, Crop { least_area }, &[key(i)]).unwrap();
-        assert_eq!(crop(1.0, 0), whole);
-        assert_eq!(crop(0.3, 1), crop(0.3, 1));
-        assert_ne!(crop(0.3, 1), crop(0.3, 2));
-        for i in 0..50 {
-            let one = crop(0.2, i);
+        let picture = picture(40, 30);
+        let whole = normalised(&stacked([processor_square(&picture, 16)].iter(), 16).unwrap()).unwrap();
+        assert_eq!(cropped(&picture, 1.0, 0), whole);
+        assert_eq!(cropped(&picture, 0.3, 1), cropped(&picture, 0.3, 1));
+        assert_ne!(cropped(&picture, 0.3, 1), cropped(&picture, 0.3, 2));
+        for key in 0..50 {
+            let one = cropped(&picture, 0.2, key);
             assert_eq!(one.size(), [1, 3, 16, 16]);
             // Red grows to the right, green downwards, blue is the same everywhere.
             let range = |channel: i64| {
                 let values = one.select(1, channel);
                 values.max().double_value(&[]) - values.min().double_value(&[])
             };
-            assert!(range(0) > 0.5 && range(1) > 0.5 && range(2) < 1e-5, "{i}");
+            assert!(range(0) > 0.5 && range(1) > 0.5 && range(2) < 1e-5, "{key}");
         }
+    }
+
+    /// By way of bytes, bit for bit what judging does.
+    #[test]
+    fn squares_are_what_judges_see() {
+        let pictures = [picture(40, 30), picture(17, 64), picture(16, 16), picture(5, 9)];
+        let bytes =
+            stacked(pictures.iter().map(|one| processor_square(one, 16)).collect::<Vec<_>>().iter(), 16).unwrap();
+        let batches = pictures.each_ref().map(ImageBatch::from_rgb);
+        let whole = |one: &dyn Fn(&ImageBatch) -> Tensor| Tensor::cat(&batches.each_ref().map(one), 0);
+        assert_eq!(normalised(&bytes).unwrap(), whole(&|one| Preparation::Processor.prepare(one, 16).unwrap()));
+        let squares = whole(&|one| Preparation::Processor.squares(one, 16).unwrap());
+        assert_eq!(for_autoencoder(&bytes).unwrap(), squares * 2.0 - 1.0);
     }
 }

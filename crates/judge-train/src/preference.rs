@@ -1,22 +1,22 @@
 //! The kinds `preference` and `step-aware`: pairs, of which one picture is preferred; judged as they are, or as a diffusion
 //! model predicts them from noise.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use image::RgbImage;
 use rayon::prelude::*;
-use seedpo_data::{BadRow, Pairs, Report};
-use seedpo_judge::step_aware_training;
+use seedpo_data::Pairs;
+use seedpo_judge::{processor_square, step_aware_training};
 use seedpo_model::{ClipModel, ClipTokenizer};
 use seedpo_tensor::NoiseKey;
 use tch::{Kind, Tensor};
 
+use crate::heldout::{Heldout, Part};
 use crate::noising::Noising;
 use crate::objective::{preference, prompt_weights, scores};
-use crate::pictures::{for_autoencoder, prepared};
-use crate::source::{Order, Source};
+use crate::pictures::{for_autoencoder, normalised, stacked};
+use crate::source::{Loaded, Order, Source, Unreadable};
 use crate::split::Split;
-use crate::{Error, Result, Settings, Task};
+use crate::{Result, Settings, Task};
 
 /// Held-out pairs judged at a time.
 const HELDOUT_BATCH: usize = 32;
@@ -37,9 +37,6 @@ pub struct PairSource {
     order: Order,
     view: View,
     seed: u64,
-    /// What became of the rows, pairs whose pictures cannot be had among the bad ones.
-    bad: Mutex<Report>,
-    bad_rows_limit: f64,
 }
 
 /// What pictures are loaded as.
@@ -67,16 +64,24 @@ pub struct PairBatch {
     pub keys: Vec<NoiseKey>,
 }
 
-/// A pair whose pictures could be read.
+/// A pair whose pictures could be read, each resized as soon as it was decoded.
 struct ReadPair {
     index: usize,
-    pictures: [RgbImage; 2],
+    /// Bytes of squares as wide as the view is.
+    pictures: [Vec<u8>; 2],
     key: NoiseKey,
 }
 
+impl View {
+    /// Side of the squares, in pixels.
+    fn side(self) -> usize {
+        let (Self::Prepared(side) | Self::Autoencoder(side)) = self;
+        side
+    }
+}
+
 impl Preference {
-    /// Training on `pairs` for a vision tower of `side` pixels; with `noising` a step-aware one. More bad rows than the
-    /// share `bad_rows_limit`, in [0, 1], end the run.
+    /// Training on `pairs` for a vision tower of `side` pixels; with `noising` a step-aware one.
     ///
     /// Errors: [`Error::Setting`] where no pairs are left to train on or to hold out.
     pub fn new(
@@ -85,7 +90,6 @@ impl Preference {
         side: i64,
         noising: Option<Noising>,
         settings: &Settings,
-        bad_rows_limit: f64,
     ) -> Result<Self> {
         let prompts = (0..pairs.len()).map(|index| pairs.pair(index).prompt);
         let split = Split::new(prompts, |index| !pairs.pair(index).tie, settings, "pairs")?;
@@ -94,8 +98,7 @@ impl Preference {
             Some(noising) => View::Autoencoder(noising.resolution() as usize),
         };
         let (examples, order, seed) = (pairs.examples_per_prompt(), Order::new(split.train, settings), settings.seed);
-        let bad = Mutex::new(pairs.report().clone());
-        let source = PairSource { pairs, examples, tokenizer, order, view, seed, bad, bad_rows_limit };
+        let source = PairSource { pairs, examples, tokenizer, order, view, seed };
         Ok(Self { source: Arc::new(source), heldout: split.heldout, noising, seed })
     }
 
@@ -108,32 +111,23 @@ impl Preference {
     }
 
     /// The share of held-out pairs whose preferred picture has the higher score, at each of these timesteps (step-aware) or
-    /// of the pictures themselves. Every pair is read, prepared and encoded once. `None` where no pair can be read.
-    fn accuracies(&self, model: &ClipModel, timesteps: &[Option<i64>]) -> Result<Option<Vec<f64>>> {
+    /// of the pictures themselves. `None` where no pair can be read.
+    fn accuracies(
+        &self,
+        model: &ClipModel,
+        timesteps: &[Option<i64>],
+        heldout: &mut Heldout,
+    ) -> Result<Option<Vec<f64>>> {
         let side = model.config().vision.image_size;
-        let (mut right, mut count) = (vec![0.0; timesteps.len()], 0usize);
-        for part in self.heldout.chunks(HELDOUT_BATCH) {
-            let key = |index: usize| NoiseKey::new(self.seed, "judge held out").prompt(index as u64);
-            let read = self.source.read(part.iter().map(|&index| (index, key(index))).collect())?;
-            if read.is_empty() {
-                continue;
-            }
-            let rows = read.len();
-            let batch = self.source.batch(read, vec![0.0; rows])?;
-            let texts = model.text_features(&batch.input_ids)?;
-            let encoded = self.noising.as_ref().map(|noising| noising.encode_batch(&batch)).transpose()?;
-            for (right, timestep) in right.iter_mut().zip(timesteps) {
-                let each = timestep.map(|t| vec![t; rows]);
-                let pixels = match (&self.noising, &encoded, &each) {
-                    // At timestep 0 the picture itself is looked at.
-                    (Some(_), _, Some(t)) if t[0] == 0 => {
-                        step_aware_training(&Tensor::f_cat(&batch.pictures, 0)?, side)?
-                    }
-                    (Some(noising), Some(encoded), Some(t)) => {
-                        step_aware_training(&noising.predict(encoded, t)?, side)?
-                    }
-                    _ => Tensor::f_cat(&batch.pictures, 0)?,
-                };
+        let (mut right, mut count) = (vec![0.0; timesteps.len()], 0);
+        for (number, examples) in self.heldout.chunks(HELDOUT_BATCH).enumerate() {
+            let made = heldout.part(number, |unreadable| self.part(examples, timesteps, side, unreadable))?;
+            let Some(Part { pictures, input_ids }) = made else { continue };
+            let rows = input_ids.size()[0];
+            let texts = model.text_features(&input_ids)?;
+            for ((right, timestep), pictures) in right.iter_mut().zip(timesteps).zip(pictures) {
+                let each = timestep.map(|t| vec![t; rows as usize]);
+                let pixels = if timestep.is_some() { pictures } else { normalised(&pictures)? };
                 let features = self.features(model, &pixels, each.as_deref())?;
                 let [first, second] = features.map(|side| scores(&side, &texts, model.logit_scale()));
                 // Ties are not among them: the first picture is the preferred one.
@@ -143,49 +137,91 @@ impl Preference {
         }
         Ok((count > 0).then(|| right.into_iter().map(|right| right / count as f64).collect()))
     }
+
+    /// A part of the held-out pairs, each read and encoded once: what the vision tower sees of both pictures at each of
+    /// these timesteps, f32 `[2B, 3, S, S]`, or the pictures as bytes. `None` where none of them can be read.
+    fn part(
+        &self,
+        examples: &[usize],
+        timesteps: &[Option<i64>],
+        side: i64,
+        unreadable: &mut Vec<Unreadable>,
+    ) -> Result<Option<Part>> {
+        let key = |index: usize| NoiseKey::new(self.seed, "judge held out").prompt(index as u64);
+        let keyed = examples.iter().map(|&index| (index, key(index))).collect();
+        let read = self.source.read(keyed, unreadable);
+        if read.is_empty() {
+            return Ok(None);
+        }
+        let rows = read.len();
+        let Some(noising) = &self.noising else {
+            let squares = [0, 1].into_iter().flat_map(|side| read.iter().map(move |pair| &pair.pictures[side]));
+            let pictures = vec![stacked(squares, self.source.view.side())?];
+            let prompts: Vec<String> = read.iter().map(|pair| self.source.prompt(pair.index)).collect();
+            return Ok(Some(Part { pictures, input_ids: self.source.tokenizer.encode(&prompts)? }));
+        };
+        let batch = self.source.batch(&read, vec![0.0; rows])?;
+        let encoded = noising.encode_batch(&batch)?;
+        let view = |timestep: &Option<i64>| -> Result<Tensor> {
+            let images = match timestep.unwrap_or(0) {
+                // At timestep 0 the picture itself is looked at.
+                0 => Tensor::f_cat(&batch.pictures, 0)?,
+                timestep => noising.predict(&encoded, &vec![timestep; rows])?,
+            };
+            Ok(step_aware_training(&images, side)?.f_contiguous()?)
+        };
+        Ok(Some(Part { pictures: timesteps.iter().map(view).collect::<Result<_>>()?, input_ids: batch.input_ids }))
+    }
 }
 
 impl PairSource {
-    /// The pairs whose pictures can be had, read side by side. Errors: too many cannot.
-    fn read(&self, wanted: Vec<(usize, NoiseKey)>) -> Result<Vec<ReadPair>> {
-        let both = |&(index, _): &(usize, NoiseKey)| -> Result<[RgbImage; 2], BadRow> {
+    /// The pairs whose pictures can be had, read side by side.
+    fn read(&self, wanted: Vec<(usize, NoiseKey)>, unreadable: &mut Vec<Unreadable>) -> Vec<ReadPair> {
+        let side = self.view.side();
+        let both = |(index, key): (usize, NoiseKey)| {
             let pair = self.pairs.pair(index);
-            let winner = self.pairs.picture(pair.winner)?;
+            let square = |id| self.pairs.picture(id).map(|picture| processor_square(&picture, side));
             // Pairs are opened with losers.
-            Ok([winner, self.pairs.picture(pair.loser.unwrap_or(pair.winner))?])
+            let pictures =
+                square(pair.winner).and_then(|winner| Ok([winner, square(pair.loser.unwrap_or(pair.winner))?]));
+            match pictures {
+                Ok(pictures) => Ok(ReadPair { index, pictures, key }),
+                Err(why) => Err(Unreadable { index, why }),
+            }
         };
-        let all: Vec<_> = wanted.par_iter().map(both).collect();
+        let all: Vec<_> = wanted.into_par_iter().map(both).collect();
         let mut read = Vec::with_capacity(all.len());
-        for ((index, key), both) in wanted.into_iter().zip(all) {
-            match both {
-                Ok(pictures) => read.push(ReadPair { index, pictures, key }),
-                Err(bad) => {
-                    let mut report = self.bad.lock().unwrap_or_else(PoisonError::into_inner);
-                    self.pairs.pass_over(index, bad, &mut report, self.bad_rows_limit)?;
-                }
+        for pair in all {
+            match pair {
+                Ok(pair) => read.push(pair),
+                Err(bad) => unreadable.push(bad),
             }
         }
-        Ok(read)
+        read
     }
 
-    fn batch(&self, read: Vec<ReadPair>, weights: Vec<f32>) -> Result<PairBatch> {
+    fn prompt(&self, index: usize) -> String {
+        self.pairs.pair(index).prompt.to_owned()
+    }
+
+    fn batch(&self, read: &[ReadPair], weights: Vec<f32>) -> Result<PairBatch> {
         let label = |pair: &ReadPair| if self.pairs.pair(pair.index).tie { 0.5f32 } else { 1.0 };
         let labels: Vec<f32> = read.iter().map(label).collect();
-        let prompts: Vec<String> = read.iter().map(|pair| self.pairs.pair(pair.index).prompt.to_owned()).collect();
-        let keys = read.iter().map(|pair| pair.key).collect();
-        let (first, second): (Vec<_>, Vec<_>) =
-            read.into_iter().map(|ReadPair { pictures: [a, b], .. }| (a, b)).unzip();
-        let side = |pictures: &[RgbImage]| match self.view {
-            View::Prepared(side) => prepared(pictures, side),
-            View::Autoencoder(resolution) => for_autoencoder(pictures, resolution),
+        let prompts: Vec<String> = read.iter().map(|pair| self.prompt(pair.index)).collect();
+        let side = |side: usize| {
+            let bytes = stacked(read.iter().map(|pair| &pair.pictures[side]), self.view.side())?;
+            match self.view {
+                View::Prepared(_) => normalised(&bytes),
+                View::Autoencoder(_) => for_autoencoder(&bytes),
+            }
         };
         Ok(PairBatch {
-            pictures: [side(&first)?, side(&second)?],
+            pictures: [side(0)?, side(1)?],
             input_ids: self.tokenizer.encode(&prompts)?,
             prompts,
             label_0: Tensor::from_slice(&labels),
             weights: Tensor::from_slice(&weights),
-            keys,
+            keys: read.iter().map(|pair| pair.key).collect(),
         })
     }
 }
@@ -193,30 +229,32 @@ impl PairSource {
 impl Source for PairSource {
     type Batch = PairBatch;
 
-    fn load(&self, update: u64) -> Result<Vec<PairBatch>> {
+    const NEEDS: &'static str = "no pair has two pictures that can be read";
+
+    fn load(&self, update: u64) -> Result<Loaded<PairBatch>> {
         let mut row = 0;
-        let mut read = Vec::new();
+        let (mut read, mut unreadable) = (Vec::new(), Vec::new());
         for examples in self.order.batches(update) {
             let keyed = examples.into_iter().map(|index| {
                 row += 1;
                 (index, NoiseKey::new(self.seed, "judge noise").step(update).prompt(row))
             });
-            let some = self.read(keyed.collect())?;
+            let some = self.read(keyed.collect(), &mut unreadable);
             if !some.is_empty() {
                 read.push(some);
             }
-        }
-        if read.is_empty() {
-            let reason = format!("no pair of update {} can be used; raise --batch, or mend the data", update + 1);
-            return Err(Error::data(self.pairs.path(), reason));
         }
         let examples: Vec<u32> = read.iter().flatten().map(|pair| self.examples[pair.index]).collect();
         let mut weights = prompt_weights(&examples).into_iter();
         let batch = |pairs: Vec<ReadPair>| {
             let own = weights.by_ref().take(pairs.len()).collect();
-            self.batch(pairs, own)
+            self.batch(&pairs, own)
         };
-        read.into_iter().map(batch).collect()
+        Ok(Loaded { batches: read.into_iter().map(batch).collect::<Result<_>>()?, unreadable })
+    }
+
+    fn pairs(&self) -> Option<&Pairs> {
+        Some(&self.pairs)
     }
 }
 
@@ -248,14 +286,15 @@ impl Task for Preference {
     }
 
     /// `heldout_pair_accuracy`; step-aware: of each timestep in turn (`heldout_pair_accuracy_t251`), and their mean.
-    fn evaluate(&self, model: &ClipModel) -> Result<Vec<(String, f64)>> {
+    fn evaluate(&self, model: &ClipModel, heldout: &mut Heldout) -> Result<Vec<(String, f64)>> {
         const NAME: &str = "heldout_pair_accuracy";
         let Some(noising) = &self.noising else {
-            let found = self.accuracies(model, &[None])?;
+            let found = self.accuracies(model, &[None], heldout)?;
             return Ok(found.into_iter().flatten().map(|value| (NAME.to_owned(), value)).collect());
         };
         let timesteps = noising.heldout_timesteps();
-        let found = self.accuracies(model, &timesteps.iter().copied().map(Some).collect::<Vec<_>>())?;
+        let each: Vec<_> = timesteps.iter().copied().map(Some).collect();
+        let found = self.accuracies(model, &each, heldout)?;
         let Some(found) = found else { return Ok(Vec::new()) };
         let mean = found.iter().sum::<f64>() / found.len() as f64;
         let each = timesteps.iter().zip(found).map(|(t, value)| (format!("{NAME}_t{t}"), value));

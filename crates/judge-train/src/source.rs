@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
+use seedpo_data::{BadRow, Pairs};
 use seedpo_pretrain::state::batch_indices;
 
 use crate::{Error, Result, Settings};
@@ -12,8 +13,38 @@ pub trait Source: Send + Sync {
     /// What one pass works on.
     type Batch: Send + 'static;
 
-    /// The batches of update `update`, from 0: as many as gradients are accumulated of, none empty.
-    fn load(&self, update: u64) -> Result<Vec<Self::Batch>>;
+    /// What an update wants, for the sentence that says that it has none of it.
+    const NEEDS: &'static str;
+
+    /// Update `update`, from 0.
+    fn load(&self, update: u64) -> Result<Loaded<Self::Batch>>;
+
+    /// The dataset that pictures are read from, some of which may turn out to be unreadable; `None` for pictures in memory.
+    fn pairs(&self) -> Option<&Pairs>;
+}
+
+/// What was loaded for an update.
+pub struct Loaded<B> {
+    /// As many as gradients are accumulated of, or fewer where pictures cannot be had; none of them empty.
+    pub batches: Vec<B>,
+    /// Examples that were left out.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// An example that a picture cannot be had of.
+pub struct Unreadable {
+    /// Its index in the dataset.
+    pub index: usize,
+    /// Which picture, and why.
+    pub why: BadRow,
+}
+
+impl Unreadable {
+    /// The row of the dataset that it is in, as a bad one.
+    pub(crate) fn row(self, pairs: &Pairs) -> BadRow {
+        let Self { index, why } = self;
+        BadRow { detail: format!("{}: {}", why.place, why.detail), place: pairs.place(index), ..why }
+    }
 }
 
 /// In which order examples are visited: every epoch a permutation of its own, updates running across epochs.
@@ -41,7 +72,7 @@ impl Order {
 
 /// Loads the batches of updates in order, while the one before is trained on.
 pub(crate) struct Ahead<B> {
-    loaded: Receiver<Result<Vec<B>>>,
+    loaded: Receiver<Result<Loaded<B>>>,
 }
 
 impl<B: Send + 'static> Ahead<B> {
@@ -52,9 +83,9 @@ impl<B: Send + 'static> Ahead<B> {
         std::thread::spawn(move || {
             tch::set_num_threads(1);
             for update in first..end {
-                let batches = source.load(update);
-                let failed = batches.is_err();
-                if sender.send(batches).is_err() || failed {
+                let loaded = source.load(update);
+                let failed = loaded.is_err();
+                if sender.send(loaded).is_err() || failed {
                     break;
                 }
             }
@@ -63,7 +94,7 @@ impl<B: Send + 'static> Ahead<B> {
     }
 
     /// The next update's batches.
-    pub fn next(&self) -> Result<Vec<B>> {
+    pub fn next(&self) -> Result<Loaded<B>> {
         self.loaded.recv().map_err(|_| Error::Loader)?
     }
 }

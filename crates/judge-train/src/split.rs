@@ -15,8 +15,8 @@ pub struct Split {
 }
 
 impl Split {
-    /// Splits examples by the names of their groups; of those held out only such that are `useful` to look at are kept, and at
-    /// most as many as the settings say. `what` is what an example is called in errors.
+    /// Splits examples by the names of their groups; of those held out only such that are `useful` to look at (no ties) are
+    /// kept, and at most as many as the settings say. `what` is what an example is called in errors.
     ///
     /// Errors: [`Error::Setting`] where a side is empty that should not be.
     pub fn new<'g>(
@@ -26,6 +26,7 @@ impl Split {
         what: &str,
     ) -> Result<Self> {
         let mut split = Self { train: Vec::new(), heldout: Vec::new() };
+        let mut useless = 0;
         for (index, group) in groups.enumerate() {
             if part_of(group, settings.part.of) != settings.part.index {
                 continue;
@@ -33,7 +34,7 @@ impl Split {
             let held = fraction("held out", settings.seed, group) < settings.heldout_share;
             match held {
                 true if useful(index) => split.heldout.push(index),
-                true => {}
+                true => useless += 1,
                 false => split.train.push(index),
             }
         }
@@ -42,8 +43,15 @@ impl Split {
             return Err(Error::setting("data", format!("at least one of the {what} to train on"), "none"));
         }
         if split.heldout.is_empty() && share > 0.0 {
-            let found = format!("{share}, which leaves none of {} {what} of part {part}", split.train.len());
-            return Err(Error::setting("heldout-share", "a share that holds at least one out, or 0", found));
+            let all = split.train.len() + useless;
+            let (expected, found) = match useless {
+                0 => ("a share that holds at least one out, or 0", format!("holds out none of {all} {what}")),
+                _ => (
+                    "a share that holds out at least one that a side won, or 0",
+                    format!("holds out {useless} of {all} {what}, all of them ties"),
+                ),
+            };
+            return Err(Error::setting("heldout-share", expected, format!("{share}, which {found} of part {part}")));
         }
         let (all, limit) = (split.heldout.len(), settings.heldout_limit);
         if limit > 0 && limit < all {
@@ -108,7 +116,12 @@ mod tests {
     fn an_empty_side_is_refused() {
         let one = |share| Split::new(["x"].into_iter(), |_| true, &settings(1, share, "1/1"), "pairs");
         assert!(one(0.0).is_ok());
-        assert!(one(1e-9).unwrap_err().to_string().contains("heldout-share"));
+        let none = one(1e-9).unwrap_err().to_string();
+        assert!(none.contains("heldout-share") && none.contains("none of 1 pairs"), "{none}");
+        let names: Vec<String> = (0..40).map(|name| name.to_string()).collect();
+        let tied = Split::new(names.iter().map(String::as_str), |_| false, &settings(1, 0.5, "1/1"), "pairs");
+        let tied = tied.unwrap_err().to_string();
+        assert!(tied.contains("of 40 pairs, all of them ties"), "{tied}");
         for text in ["0/2", "3/2", "x", "1"] {
             assert!(text.parse::<Part>().is_err(), "{text}");
         }

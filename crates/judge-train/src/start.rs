@@ -10,6 +10,7 @@ use seedpo_tensor::Params;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
+use crate::bytes::in_blocks;
 use crate::{Error, Result, export};
 
 /// The sizes of a CLIP from nothing. A tower's width is a multiple of its heads.
@@ -105,9 +106,11 @@ impl Start {
     pub(crate) fn fingerprint(&self) -> Result<String> {
         let mut digest = Sha256::new().chain_update(self.config.to_json().to_string());
         for (name, tensor) in &self.parameters {
-            let bytes = tensor.f_to_device(Device::Cpu)?.f_contiguous()?.f_view([-1])?.f_view_dtype(Kind::Uint8)?;
             digest.update(name);
-            digest.update(Vec::<u8>::try_from(bytes)?);
+            in_blocks::<Error>(tensor, |block| {
+                digest.update(block);
+                Ok(())
+            })?;
         }
         for (name, path) in export::tokenizer_files(&self.tokenizer) {
             digest.update(name);

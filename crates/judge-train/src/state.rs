@@ -19,6 +19,8 @@ pub(crate) struct State {
     pub model: ClipModel,
     /// Updates done.
     pub step: u64,
+    /// Updates done when it was last saved or loaded.
+    saved: Option<u64>,
     leaves: Vec<Tensor>,
     optimizer: AdamW,
     schedule: LrSchedule,
@@ -41,6 +43,7 @@ impl State {
         Ok(Self {
             model,
             step: 0,
+            saved: None,
             leaves,
             optimizer: AdamW::new(named, settings.adamw()),
             schedule: settings.learning_rates()?,
@@ -64,12 +67,17 @@ impl State {
         Ok(())
     }
 
+    /// The error for a number of the next update that is none.
+    pub fn not_finite(&self, what: &'static str, value: f64) -> Error {
+        Error::NotFinite { step: self.step + 1, what, value, checkpoint: self.saved }
+    }
+
     /// One update; the gradient's norm before clipping and the learning rate. Errors: [`Error::NotFinite`] for a norm
     /// that is no number, with nothing changed.
     pub fn update(&mut self, mut gradients: Vec<Tensor>, logit_scale_limit: Option<f64>) -> Result<(f64, f64)> {
         let norm = clip_grad_norm(&mut gradients, self.max_grad_norm)?;
         if !norm.is_finite() {
-            return Err(Error::NotFinite { step: self.step + 1, what: "gradient's norm", value: norm });
+            return Err(self.not_finite("gradient's norm", norm));
         }
         let lr = self.lr * self.schedule.factor(self.step);
         self.optimizer.step(&gradients, lr)?;
@@ -82,13 +90,15 @@ impl State {
     }
 
     /// Writes everything to one file, atomically; `identity` is what a resumed run must agree with.
-    pub fn save(&self, path: &Path, identity: &Map<String, Value>) -> Result<()> {
+    pub fn save(&mut self, path: &Path, identity: &Map<String, Value>) -> Result<()> {
         let mut tensors = self.optimizer.state();
         let parameters = self.model.parameters().iter();
         tensors.extend(parameters.map(|(name, tensor)| (format!("{MODEL}{name}"), tensor.detach())));
         let metadata = [("step", self.step.to_string()), ("identity", Value::Object(identity.clone()).to_string())];
         let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        Ok(write_weights(path, &tensors, &metadata)?)
+        write_weights(path, &tensors, &metadata)?;
+        self.saved = Some(self.step);
+        Ok(())
     }
 
     /// Takes back what [`State::save`] wrote, bit for bit.
@@ -97,17 +107,7 @@ impl State {
     pub fn load(&mut self, path: &Path, identity: &Map<String, Value>) -> Result<()> {
         let file = WeightFile::open(path)?;
         let metadata = file.metadata();
-        let saved: Option<Map<String, Value>> =
-            metadata.get("identity").and_then(|text| serde_json::from_str(text).ok());
-        let saved =
-            saved.ok_or_else(|| Error::data(path, "expected a checkpoint of `judge train`, found another file"))?;
-        for (key, value) in identity {
-            let then = saved.get(key).unwrap_or(&Value::Null);
-            if then != value {
-                let expected = format!("{then} as when this run began ({})", path.display());
-                return Err(Error::setting(key, expected, value));
-            }
-        }
+        compare(path, &metadata, identity)?;
         let step = metadata.get("step").and_then(|step| step.parse().ok());
         let step = step.ok_or_else(|| Error::data(path, "expected `step` in the metadata, found none"))?;
         let mut tensors = file.tensors()?;
@@ -122,7 +122,34 @@ impl State {
         for (name, saved) in parameters {
             self.model.parameters()[name].shallow_clone().f_copy_(&saved)?;
         }
-        self.step = step;
+        (self.step, self.saved) = (step, Some(step));
         Ok(())
     }
+}
+
+/// Holds a checkpoint against what is known by now of the run that would go on from it. Errors: as [`State::load`].
+pub(crate) fn check_identity(path: &Path, identity: &Map<String, Value>) -> Result<()> {
+    compare(path, &WeightFile::open(path)?.metadata(), identity)
+}
+
+fn compare(path: &Path, metadata: &BTreeMap<String, String>, identity: &Map<String, Value>) -> Result<()> {
+    let saved: Option<Map<String, Value>> = metadata.get("identity").and_then(|text| serde_json::from_str(text).ok());
+    let saved = saved.ok_or_else(|| Error::data(path, "expected a checkpoint of `judge train`, found another file"))?;
+    for (key, value) in identity {
+        let began = |what: &str| format!("{what} as when this run began ({})", path.display());
+        match saved.get(key) {
+            Some(then) if then == value => {}
+            Some(then) => return Err(Error::setting(key, began(&then.to_string()), value)),
+            // A file of the diffusion model.
+            None if key.starts_with("model ") => return Err(Error::setting(key, began("no such file"), value)),
+            None => {
+                let reason = format!(
+                    "expected `{key}` in the checkpoint, found none: it is of another version of seedpo; go on with that \
+                     one, or start anew with another --out"
+                );
+                return Err(Error::data(path, reason));
+            }
+        }
+    }
+    Ok(())
 }

@@ -4,11 +4,12 @@
 //! larger and more saturated subject. Chromas within [`TIE`] of each other are ties.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use image::imageops::{self, FilterType};
 use image::{Rgb, RgbImage};
 use seedpo_judge::chroma;
+use seedpo_tensor::files::TemporaryFolder;
 use seedpo_tensor::{Error as TensorError, NoiseKey, write_atomic};
 use serde_json::json;
 
@@ -39,16 +40,15 @@ pub struct Written {
     pub ties: usize,
 }
 
-/// Writes `pairs.jsonl` and `images/` into a folder that is not there yet.
+/// Writes `pairs.jsonl` and `images/` into a folder that is not there yet and appears when it is whole.
 ///
 /// Errors: [`Error::Data`] where the folder exists; files that cannot be written.
 pub fn write_pairs(folder: &Path, emoji: &EmojiCaptions, seed: u64) -> Result<Written> {
     if folder.exists() {
         return Err(Error::data(folder, "expected a folder that is not there yet, found one; it is not overwritten"));
     }
-    // The folder appears when it is whole.
-    let temporary = Temporary::beside(folder);
-    let images = temporary.0.join("images");
+    let temporary = TemporaryFolder::beside(folder)?;
+    let images = temporary.path().join("images");
     fs::create_dir_all(&images).map_err(|e| TensorError::io(&images, e))?;
     let mut chromas = Vec::with_capacity(emoji.len());
     for index in 0..emoji.len() {
@@ -78,25 +78,10 @@ pub fn write_pairs(folder: &Path, emoji: &EmojiCaptions, seed: u64) -> Result<Wr
             list.add(index, (other, variant), second);
         }
     }
-    write_atomic(&temporary.0.join("pairs.jsonl"), list.lines.as_bytes())?;
-    fs::rename(&temporary.0, folder).map_err(|e| TensorError::io(folder, e))?;
-    Ok(list.written)
-}
-
-/// A folder that is gone unless it gets its name.
-struct Temporary(PathBuf);
-
-impl Temporary {
-    fn beside(folder: &Path) -> Self {
-        let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Self(folder.with_file_name(format!(".{name}.{}.tmp", std::process::id())))
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+    write_atomic(&temporary.path().join("pairs.jsonl"), list.lines.as_bytes())?;
+    let written = list.written;
+    temporary.finish()?;
+    Ok(written)
 }
 
 /// The list under way.

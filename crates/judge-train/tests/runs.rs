@@ -6,12 +6,12 @@ use std::sync::Arc;
 use seedpo_data::{Options, Pairs};
 use seedpo_judge::{JudgeOptions, load, load_clip};
 use seedpo_judge_train::{
-    Contrastive, Crop, EmojiCaptions, Finished, Noising, Preference, Preset, Run, Settings, Sizes, Start, Task, run,
-    write_pairs,
+    Captions, Contrastive, Crop, EmojiCaptions, FileCaptions, Finished, Noising, Preference, Preset, Run, Settings,
+    Sizes, Start, Task, run, write_pairs,
 };
 use seedpo_model::{ClipTokenizer, DiffusionModel, LoadOptions};
 use seedpo_pretrain::{Observer, Silent, StageReport};
-use seedpo_tensor::{Device, Kind, Tensor, WeightFile, files};
+use seedpo_tensor::{Device, Kind, Tensor, WeightFile, files, write_weights};
 
 const SIZES: Sizes = Sizes { image_size: 32, patch_size: 16, vision: [16, 2, 2], text: [16, 1, 2], projection: 16 };
 
@@ -39,7 +39,16 @@ fn tokenizer_of_emoji() -> ClipTokenizer {
 
 fn run_in(out: PathBuf, settings: Settings) -> Run {
     let inputs = serde_json::Map::from_iter([("data".to_owned(), "emoji".into())]);
-    Run { out, settings, inputs, resume: false, checkpoint_every: 2, evaluate_every: 2, storage: Kind::Float }
+    Run {
+        out,
+        settings,
+        inputs,
+        resume: false,
+        checkpoint_every: 2,
+        evaluate_every: 2,
+        bad_rows_limit: 0.0,
+        storage: Kind::Float,
+    }
 }
 
 /// Asks to stop after an update.
@@ -98,11 +107,9 @@ fn a_clip_and_a_preference_model_from_it() {
     let from_clip = || Start::load(&clip.model, Device::Cpu).unwrap().plain().unwrap();
     let start = from_clip();
     let pairs = pairs(scratch.path());
-    let task = |limit| {
-        let settings = settings("preference");
-        Preference::new(Arc::clone(&pairs), Arc::clone(&start.tokenizer), 32, None, &settings, limit)
-    };
-    let finished = resumes("preference", &task(0.0).unwrap(), &from_clip, &scratch.path().join("preference"));
+    let task = Preference::new(Arc::clone(&pairs), Arc::clone(&start.tokenizer), 32, None, &settings("preference"));
+    let task = task.unwrap();
+    let finished = resumes("preference", &task, &from_clip, &scratch.path().join("preference"));
     let accuracy = finished.heldout[0].1;
     assert!((0.0..=1.0).contains(&accuracy) && finished.heldout[0].0 == "heldout_pair_accuracy");
     let judge = load("pickscore", std::slice::from_ref(&finished.model), &JudgeOptions::default()).unwrap();
@@ -111,20 +118,76 @@ fn a_clip_and_a_preference_model_from_it() {
     let folder = finished.model.parent().unwrap().to_path_buf();
     let again = load("pickscore", &[folder], &JudgeOptions::default()).unwrap();
     assert_eq!(again.score(&picture(), &["red apple"]).unwrap(), score);
+}
 
-    // A picture that is gone: passed over within the limit, named above it.
-    let gone = pairs.file(pairs.pair(0).winner).unwrap().to_path_buf();
-    std::fs::remove_file(&gone).unwrap();
-    let out = scratch.path().join("gone");
-    run(&run_in(out.clone(), settings("preference")), &task(0.5).unwrap(), from_clip(), &mut Silent).unwrap();
-    let error = run(
-        &run_in(scratch.path().join("strict"), settings("preference")),
-        &task(0.0).unwrap(),
-        from_clip(),
-        &mut Silent,
-    );
-    let message = error.unwrap_err().to_string();
-    assert!(message.contains(gone.file_name().unwrap().to_str().unwrap()) && message.contains("limit"), "{message}");
+/// Within the limit they are passed over and listed, above it the run ends; interrupted or not.
+#[test]
+fn pictures_that_are_gone_are_counted_in_all_parts_of_a_run() {
+    let scratch = tempfile::tempdir().unwrap();
+    let pairs = pairs(scratch.path());
+    let rows = pairs.report().rows as f64;
+    for index in (0..pairs.len()).step_by(4) {
+        // Several pairs have it.
+        let _ = std::fs::remove_file(pairs.file(pairs.pair(index).winner).unwrap());
+    }
+    let settings = settings("preference");
+    let task = Preference::new(Arc::clone(&pairs), Arc::new(tokenizer_of_emoji()), 32, None, &settings).unwrap();
+    let limited =
+        |out: &str, limit| Run { bad_rows_limit: limit, ..run_in(scratch.path().join(out), settings.clone()) };
+    let lines = |list: &Path| {
+        let text = std::fs::read_to_string(list).unwrap();
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let parts = |run_: &mut Run| {
+        run(run_, &task, fresh(), &mut StopAt(3, false)).unwrap();
+        run_.resume = true;
+        run(run_, &task, fresh(), &mut Silent)
+    };
+    let (count, list) = run(&limited("whole", 1.0), &task, fresh(), &mut Silent).unwrap().unreadable.unwrap();
+    assert_eq!(list, scratch.path().join("whole/bad_rows.jsonl"));
+    assert!(count > 4 && lines(&list).len() == count && lines(&list)[0].contains("pairs.jsonl line"), "{list:?}");
+    let (again, resumed) = parts(&mut limited("parts", 1.0)).unwrap().unreadable.unwrap();
+    assert_eq!((again, lines(&resumed)), (count, lines(&list)));
+
+    // One more than that is allowed.
+    let limit = (count as f64 - 0.5) / rows;
+    for error in [run(&limited("strict", limit), &task, fresh(), &mut Silent), parts(&mut limited("stricter", limit))] {
+        let message = error.unwrap_err().to_string();
+        assert!(message.contains("bad_rows_limit") && message.contains(&format!("{count} of {rows}")), "{message}");
+    }
+    // A list that another run left is not this one's.
+    let old = limited("old", 1.0);
+    std::fs::create_dir(&old.out).unwrap();
+    std::fs::copy(&list, old.out.join("bad_rows.jsonl")).unwrap();
+    let one = Run { settings: Settings { steps: 1, ..settings.clone() }, ..old };
+    let (few, list) = run(&one, &task, fresh(), &mut Silent).unwrap().unreadable.unwrap();
+    assert!(few < count && lines(&list).len() == few, "{few} {count}");
+
+    for index in 0..pairs.len() {
+        let _ = std::fs::remove_file(pairs.file(pairs.pair(index).winner).unwrap());
+    }
+    let message = run(&limited("none", 1.0), &task, fresh(), &mut Silent).unwrap_err().to_string();
+    assert!(message.contains("nothing of update 1 can be used") && message.contains("pairs: "), "{message}");
+}
+
+#[test]
+fn pictures_that_cannot_be_compared_are_named() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path().join("pictures");
+    std::fs::create_dir(&folder).unwrap();
+    emoji().picture(0).unwrap().save(folder.join("0.png")).unwrap();
+    (1..4).for_each(|index| std::fs::write(folder.join(format!("{index}.png")), b"no picture").unwrap());
+    let line = |index: usize| format!("{{\"file_name\": \"{index}.png\", \"text\": \"x\"}}\n");
+    std::fs::write(folder.join("metadata.jsonl"), (0..4).map(line).collect::<String>()).unwrap();
+    let captions = Box::new(FileCaptions::open(&folder, 1.0).unwrap());
+    let settings = Settings { batch: 4, accumulation: 1, heldout_share: 0.0, ..settings("clip") };
+    let crop = Crop { least_area: 1.0 };
+    let task = Contrastive::new(captions, Arc::new(tokenizer_of_emoji()), 32, crop, &settings).unwrap();
+    let one = Run { bad_rows_limit: 1.0, ..run_in(scratch.path().join("run"), settings) };
+    let message = run(&one, &task, fresh(), &mut Silent).unwrap_err().to_string();
+    assert!(message.contains("pictures: nothing of update 1") && message.contains("no batch has two"), "{message}");
 }
 
 #[test]
@@ -135,8 +198,7 @@ fn a_step_aware_model() {
     let fresh = || fresh().step_aware(3).unwrap();
     let start = fresh();
     let tokenizer = Arc::clone(&start.tokenizer);
-    let task =
-        Preference::new(pairs(scratch.path()), tokenizer, 32, Some(noising), &settings("step-aware"), 0.0).unwrap();
+    let task = Preference::new(pairs(scratch.path()), tokenizer, 32, Some(noising), &settings("step-aware")).unwrap();
     let finished = resumes("step-aware", &task, &fresh, &scratch.path().join("run"));
     let names: Vec<&str> = finished.heldout.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names.len(), 6);
@@ -174,6 +236,7 @@ fn a_gradient_that_is_no_number_ends_the_run() {
     let one = run_in(scratch.path().join("one"), settings("clip"));
     let error = run(&one, &task, spoilt, &mut Silent).unwrap_err().to_string();
     assert!(error.contains("gradient's norm of update 1 is NaN") && error.contains("lower --lr"), "{error}");
+    assert!(error.contains("nothing was saved") && !error.contains("--out"), "{error}");
     assert!(!one.out.join("checkpoint.safetensors").exists());
 }
 
@@ -203,6 +266,13 @@ fn what_does_not_fit_is_refused() {
     let other = Start::fresh(&SIZES, tokenizer_of_emoji(), 2, Device::Cpu).unwrap();
     let other = run(&one, &task, other, &mut Silent).unwrap_err().to_string();
     assert!(other.contains("`init`"), "other weights to start from: {other}");
+    // One that did not record a setting.
+    let checkpoint = one.out.join("checkpoint.safetensors");
+    let file = WeightFile::open(&checkpoint).unwrap();
+    let metadata = file.metadata().into_iter().map(|(key, text)| (key, text.replace("\"heldout-limit\":0,", "")));
+    write_weights(&checkpoint, &file.tensors().unwrap(), &metadata.collect()).unwrap();
+    let older = message(&one);
+    assert!(older.contains("`heldout-limit`") && older.contains("another version"), "{older}");
     let _held = files::lock(&one.out.join(files::LOCK_FILE)).unwrap().unwrap();
     assert!(message(&one).contains("another process"));
 
@@ -219,7 +289,7 @@ fn what_does_not_fit_is_refused() {
     assert!(Contrastive::new(Box::new(emoji()), tokenizer(), 32, crop, &single).is_err());
     let alone = Settings { heldout_limit: 1, ..settings("clip") };
     let error = Contrastive::new(Box::new(emoji()), tokenizer(), 32, crop, &alone).err().unwrap().to_string();
-    assert!(error.contains("which is one"), "{error}");
+    assert!(error.contains("`heldout-limit`: expected 2 or more"), "{error}");
     let folder = scratch.path().join("empty");
     std::fs::create_dir(&folder).unwrap();
     assert!(load_clip(&folder, &JudgeOptions::default()).unwrap_err().to_string().contains("no weight file"));

@@ -52,7 +52,8 @@ pub use jpeg::{JpegSize, jpeg_bytes};
 pub use judge::Judge;
 pub use load::{JudgeOptions, load, load_clip, recognised};
 pub use preprocess::{
-    CLIP_STATISTICS, Normalisation, Preparation, Window, padded, resize_bicubic, step_aware, step_aware_training,
+    CLIP_STATISTICS, Normalisation, Preparation, Window, padded, processor_square, resize_bicubic, step_aware,
+    step_aware_training,
 };
 pub use spec::{JudgeSpec, Locate, MemberSpec, distinct_names, exec_line};
 pub use statistics::Statistics;

@@ -10,6 +10,10 @@ use sha2::{Digest, Sha256};
 
 use crate::{Error, Result};
 
+mod temporary_folder;
+
+pub use temporary_folder::TemporaryFolder;
+
 /// The text of a file. Errors: [`Error::Io`], or [`Error::Format`] naming the first byte that is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
     let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// The file of a run folder with a line for every such pair.
+/// The file of a run folder with a line for every such pair; of a judge's run as well.
 const FILE: &str = "bad_rows.jsonl";
 
 /// A line of that file.
@@ -33,6 +33,16 @@ pub struct BadPairs {
 }
 
 impl BadPairs {
+    /// For a run that begins in folder `run`, which may exist: what another one recorded there is removed. `limit` as in
+    /// [`BadPairs::open`]. Errors: the file cannot be removed; those of [`BadPairs::open`].
+    pub fn begin(pairs: &Pairs, run: &Path, limit: f64) -> Result<Self> {
+        let file = run.join(FILE);
+        match std::fs::remove_file(&file) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(seedpo_tensor::Error::io(&file, e).into()),
+            _ => Self::open(pairs, run, limit),
+        }
+    }
+
     /// Reads what the run in folder `run` recorded before. `limit` is the share of the dataset's rows that may be bad.
     /// Errors: there are more of them than that, with the list; the file cannot be read.
     pub fn open(pairs: &Pairs, run: &Path, limit: f64) -> Result<Self> {
@@ -52,6 +62,16 @@ impl BadPairs {
     /// Whether pair `index` is known to be bad.
     pub fn contains(&self, index: usize) -> bool {
         self.known.contains(&index)
+    }
+
+    /// How many are known to be bad.
+    pub fn count(&self) -> usize {
+        self.known.len()
+    }
+
+    /// The file that lists them, where there is one.
+    pub fn file(&self) -> &Path {
+        &self.file
     }
 
     /// Records a pair. Errors: there are more than the limit allows, with the list; the file cannot be written.

@@ -33,6 +33,7 @@ use crate::objective::{Objective, RewardHistory};
 use crate::observer::Observer;
 use crate::optimizer::{LrSchedule, Optimizer};
 use crate::run_dir::RunDir;
+pub use bad_pairs::BadPairs;
 use dataset::EncodedPairs;
 use embeddings::Embeddings;
 use reference::References;

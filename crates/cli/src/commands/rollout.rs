@@ -1,6 +1,5 @@
 //! `seedpo rollout`: sample and judge pairs once, to train on them later.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -9,7 +8,7 @@ use seedpo_align::store::Store;
 use seedpo_align::trainer::DrawnPair;
 use seedpo_align::{Error, Finished, Observer, PairsFrom, Phase, Trainer};
 use seedpo_evaluate::png::write_png;
-use seedpo_tensor::write_atomic;
+use seedpo_tensor::files::{TemporaryFolder, write_atomic};
 use serde_json::json;
 
 use super::train::{Start, local_model};
@@ -106,27 +105,21 @@ fn roll_out(trainer: &mut Trainer, folder: &Path, progress: &mut Sampling, conte
 fn draw_pictures(trainer: &mut Trainer, folder: &Path, progress: &mut Sampling, context: &Context) -> Result<Finished> {
     let shown = folder.display();
     ensure!(!folder.exists(), "--images {shown}: expected a new folder, found one; it is not overwritten");
-    let name = folder.file_name().context("--images: expected the name of a folder")?.to_string_lossy();
-    let temporary = folder.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-    fs::create_dir_all(&temporary).with_context(|| temporary.display().to_string())?;
+    let temporary = TemporaryFolder::beside(folder).context("--images")?;
     let mut lines = Vec::new();
     let mut each = |pair: DrawnPair| {
         let number = lines.len();
         let names = ["winner", "loser"].map(|side| format!("{number:06}-{side}.png"));
         for (name, picture) in names.iter().zip([&pair.winner, &pair.loser]) {
-            let written = write_png(&temporary.join(name), picture, &[("prompt", &pair.prompt)]);
+            let written = write_png(&temporary.path().join(name), picture, &[("prompt", &pair.prompt)]);
             written.map_err(|e| Error::Observer(Box::new(e)))?;
         }
         lines.push(json!({ "prompt": pair.prompt, "winner": names[0], "loser": names[1] }).to_string() + "\n");
         Ok(())
     };
-    let drawn = trainer.draw_pictures(&mut each, progress, interrupt::flag());
-    let written = drawn.map_err(anyhow::Error::from).and_then(|finished| {
-        write_atomic(&temporary.join("pairs.jsonl"), lines.concat().as_bytes())?;
-        fs::rename(&temporary, folder).with_context(|| shown.to_string())?;
-        Ok(finished)
-    });
-    let finished = written.inspect_err(|_| drop(fs::remove_dir_all(&temporary)))?;
+    let finished = trainer.draw_pictures(&mut each, progress, interrupt::flag())?;
+    write_atomic(&temporary.path().join("pairs.jsonl"), lines.concat().as_bytes())?;
+    temporary.finish()?;
     context.note(&format!("{shown}: {} pairs of pictures", lines.len()));
     Ok(finished)
 }

@@ -54,3 +54,18 @@ fn data_and_weights_of_judges() {
     refuses(&room, &missing, &["--data", "none"]);
     refuses(&room, &["judge", "synthetic", "pairs", "--emoji", "pictures"], &["--emoji", "make emoji"]);
 }
+
+/// What costs nothing to see is refused before gigabytes of weights are looked for.
+#[test]
+fn folders_and_data_of_judges_come_first() {
+    let room = room();
+    let train = |more: &[&'static str]| with(&PREFERENCE, &with(&["--out", "run"], more));
+    let data = ["judge", "train", "step-aware", "--init", "judge", "--data", "none", "--out", "run"];
+    refuses(&room, &data, &["--data", "none"]);
+    room.write("run/checkpoint.safetensors", "nothing");
+    refuses(&room, &train(&[]), &["run", "holds a run already"]);
+    refuses(&room, &train(&["--resume"]), &["checkpoint.safetensors"]);
+    let lock = room.path("run/run.lock");
+    let _held = seedpo_tensor::files::lock(&lock).unwrap().unwrap();
+    refuses(&room, &train(&["--resume"]), &["run", "another process"]);
+}

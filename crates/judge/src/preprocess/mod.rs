@@ -67,12 +67,7 @@ impl Preparation {
 
     fn cropped(self, images: &ImageBatch, side: usize) -> Result<Tensor> {
         let (width, height) = (images.width(), images.height());
-        let short = width.min(height);
-        // Python's int(S * long / short): the short edge becomes S exactly.
-        let scaled =
-            |edge: usize| if edge == short { side } else { (side as f64 * edge as f64 / short as f64) as usize };
-        let window = |edge: usize| Window { full: scaled(edge), start: self.offset(scaled(edge) - side), length: side };
-        let (columns, rows) = (window(width), window(height));
+        let [columns, rows] = self.windows(width, height, side);
         let all: Vec<&[u8]> = images.pixels().collect();
         let bytes: Vec<u8> =
             all.par_iter().flat_map_iter(|pixels| resize_bicubic(pixels, width, height, columns, rows)).collect();
@@ -81,12 +76,32 @@ impl Preparation {
         Ok(squares.f_to_kind(Kind::Float)?.f_contiguous()? / 255.0)
     }
 
+    /// Columns and rows of the middle square of a picture whose short edge becomes S.
+    fn windows(self, width: usize, height: usize, side: usize) -> [Window; 2] {
+        let short = width.min(height);
+        // Python's int(S * long / short): the short edge becomes S exactly.
+        let scaled =
+            |edge: usize| if edge == short { side } else { (side as f64 * edge as f64 / short as f64) as usize };
+        [width, height].map(|edge| {
+            let full = scaled(edge);
+            Window { full, start: self.offset(full - side), length: side }
+        })
+    }
+
     fn offset(self, surplus: usize) -> usize {
         match self {
             Self::OpenAi => half_to_even(surplus),
             _ => surplus / 2,
         }
     }
+}
+
+/// The bytes of one picture as [`Preparation::Processor`] resizes and crops it: `side * side * 3`, RGB interleaved, rows from
+/// the top. [`Preparation::squares`] are these over 255.
+pub fn processor_square(picture: &image::RgbImage, side: usize) -> Vec<u8> {
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    let [columns, rows] = Preparation::Processor.windows(width, height, side);
+    resize_bicubic(picture.as_raw(), width, height, columns, rows)
 }
 
 /// `round(n / 2)` in Python: halves go to the even neighbour.

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use seedpo_model::{DiffusionModel, LoadOptions, Lora};
 use seedpo_tensor::Kind;
+use seedpo_tensor::files::TemporaryFolder;
 
 use crate::commands::sample::{Weighted, is_whole, load_lora};
 use crate::context::Context;
@@ -70,15 +71,7 @@ fn merge_into(
     let load = |adapter: &Weighted| Ok((load_lora(&hub::adapter(&adapter.path, context)?, &model)?, adapter.weight));
     let combined = Lora::combined(&adapters.iter().map(load).collect::<Result<Vec<_>>>()?)?;
     let merged = model.merged(&combined)?;
-    // A folder that appears whole or not at all.
-    let name = out.file_name().with_context(|| format!("{}: expected the name of a folder", out.display()))?;
-    let temporary = out.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
-    let storage = (kind != Kind::Float).then_some(kind);
-    let written = merged.save(&temporary, storage).map_err(anyhow::Error::from).and_then(|()| {
-        std::fs::rename(&temporary, out).with_context(|| format!("{}: could not be made", out.display()))
-    });
-    if written.is_err() {
-        let _ = std::fs::remove_dir_all(&temporary);
-    }
-    written
+    let temporary = TemporaryFolder::beside(out)?;
+    merged.save(temporary.path(), (kind != Kind::Float).then_some(kind))?;
+    Ok(temporary.finish()?)
 }

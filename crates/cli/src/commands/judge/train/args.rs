@@ -90,8 +90,8 @@ pub struct Common {
     pub evaluate_every: u64,
 
     /// Number type of the judge's weights on disk: f32, bf16 or f16.
-    #[arg(long, default_value = "f32", value_name = "DTYPE")]
-    pub save_dtype: String,
+    #[arg(long, default_value = "f32", value_name = "DTYPE", value_parser = storage)]
+    pub save_dtype: Kind,
 
     /// Stop where more than this share of the rows is bad, 0 to 1.
     #[arg(long, default_value_t = 0.01, value_name = "SHARE")]
@@ -217,11 +217,10 @@ impl Common {
         settings.validate()?;
         Ok(settings)
     }
+}
 
-    /// The number type of the judge's weights. Errors: `--save-dtype` is none.
-    pub fn storage(&self) -> Result<Kind> {
-        parse_dtype(&self.save_dtype)
-            .context("--save-dtype")?
-            .context("--save-dtype: expected f32, bf16 or f16, found auto")
-    }
+/// A number type that weights can be stored in.
+fn storage(text: &str) -> Result<Kind> {
+    let wrong = || format!("expected f32, bf16 or f16, found `{text}`");
+    parse_dtype(text).ok().flatten().with_context(wrong)
 }

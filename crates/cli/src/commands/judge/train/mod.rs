@@ -47,37 +47,27 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
         KindArgs::Clip(args) => clip(args, context),
         KindArgs::Preference(args) => {
             let device = context.device()?;
-            let (settings, _) = (args.common.settings("preference")?, args.common.storage()?);
+            let (pairs, run) = open_pairs(&args.pairs, &args.common, "preference", context)?;
             let start = start(&args.pairs.init, device, context)?.plain()?;
-            pairs(&args.pairs, &args.common, settings, start, None, Map::new(), context)
+            train_on_pairs(pairs, start, None, &run, context)
         }
         KindArgs::StepAware(args) => step_aware(args, context),
     }
 }
 
 fn clip(args: &ClipArgs, context: &Context) -> Result<Outcome> {
-    let (device, settings, _) = (context.device()?, args.common.settings("clip")?, args.common.storage()?);
+    let (device, settings) = (context.device()?, args.common.settings("clip")?);
     ensure!(
         args.crop_area > 0.0 && args.crop_area <= 1.0,
         "--crop-area: expected above 0, at most 1, found {}",
         args.crop_area
     );
-    let start = match &args.init {
-        Some(init) => start(init, device, context)?.plain()?,
-        None => {
-            let sizes = Sizes {
-                image_size: args.image_size,
-                patch_size: args.patch_size,
-                vision: three(&args.vision).context("--vision")?,
-                text: three(&args.text).context("--text")?,
-                projection: args.projection,
-            };
-            let tokenizer = match context.flag("tokenizer") {
-                Some(folder) => ClipTokenizer::from_folder(Path::new(folder)).context("--tokenizer")?,
-                None => ClipTokenizer::built_in(ClipDialect::Transformers)?,
-            };
-            Start::fresh(&sizes, tokenizer, settings.seed, device)?
-        }
+    let sizes = Sizes {
+        image_size: args.image_size,
+        patch_size: args.patch_size,
+        vision: three(&args.vision).context("--vision")?,
+        text: three(&args.text).context("--text")?,
+        projection: args.projection,
     };
     let emoji = args.data == Path::new("emoji") && !args.data.exists();
     let data = if emoji { &args.emoji } else { &args.data };
@@ -86,25 +76,37 @@ fn clip(args: &ClipArgs, context: &Context) -> Result<Outcome> {
         false => Box::new(FileCaptions::open(data, args.common.bad_rows_limit).context("--data")?),
     };
     context.note(&format!("{}: {} captioned pictures", data.display(), captions.len()));
-    let crop = Crop { least_area: args.crop_area };
-    let side = start.config.vision.image_size;
     let inputs = Map::from_iter([
         ("data".to_owned(), Value::from(fingerprint(data)?)),
         ("crop-area".to_owned(), Value::from(args.crop_area)),
     ]);
-    let task = Contrastive::new(captions, Arc::clone(&start.tokenizer), side, crop, &settings)?;
-    args.common.train(&task, start, settings, inputs, context)
+    let run = args.common.run("clip", settings, inputs)?;
+    let start = match &args.init {
+        Some(init) => start(init, device, context)?.plain()?,
+        None => {
+            let tokenizer = match context.flag("tokenizer") {
+                Some(folder) => ClipTokenizer::from_folder(Path::new(folder)).context("--tokenizer")?,
+                None => ClipTokenizer::built_in(ClipDialect::Transformers)?,
+            };
+            Start::fresh(&sizes, tokenizer, run.settings.seed, device)?
+        }
+    };
+    let crop = Crop { least_area: args.crop_area };
+    let side = start.config.vision.image_size;
+    let task = Contrastive::new(captions, Arc::clone(&start.tokenizer), side, crop, &run.settings)?;
+    train(&task, start, &run, context)
 }
 
 fn step_aware(args: &StepAwareArgs, context: &Context) -> Result<Outcome> {
-    let (device, settings, _) = (context.device()?, args.common.settings("step-aware")?, args.common.storage()?);
-    let start = start(&args.pairs.init, device, context)?.step_aware(settings.seed)?;
+    let device = context.device()?;
+    let (pairs, mut run) = open_pairs(&args.pairs, &args.common, "step-aware", context)?;
+    let start = start(&args.pairs.init, device, context)?.step_aware(run.settings.seed)?;
     let folder = models::find(args.model.as_deref(), context)?;
     context.note(&format!("loading {}", folder.display()));
     let options = context.load_options(device)?;
     let model = DiffusionModel::load(&folder, &options).context("--model")?;
     let resolution = args.resolution.unwrap_or(models::native_size(&model).0);
-    let mut inputs = Map::from_iter([
+    run.inputs.extend([
         ("dtype".to_owned(), Value::from(kind_name(options.kind))),
         ("vae-dtype".to_owned(), Value::from(kind_name(options.vae_kind))),
         ("prediction-type".to_owned(), serde_json::to_value(model.schedule.prediction_type)?),
@@ -112,74 +114,86 @@ fn step_aware(args: &StepAwareArgs, context: &Context) -> Result<Outcome> {
         ("resolution".to_owned(), Value::from(resolution)),
     ]);
     let hashes = hash_model(&folder, options.variant.as_deref(), options.tokenizer.as_deref())?;
-    inputs.extend(hashes.into_iter().map(|(name, hash)| (format!("model {name}"), Value::from(hash))));
+    run.inputs.extend(hashes.into_iter().map(|(name, hash)| (format!("model {name}"), Value::from(hash))));
     let noising = Noising::new(model, args.guidance_scale, resolution)?;
-    pairs(&args.pairs, &args.common, settings, start, Some(noising), inputs, context)
+    train_on_pairs(pairs, start, Some(noising), &run, context)
 }
 
-/// Trains on pairs, as they are or noised.
-fn pairs(
-    args: &PairArgs,
-    common: &Common,
-    settings: Settings,
-    start: Start,
-    noising: Option<Noising>,
-    mut inputs: Map<String, Value>,
-    context: &Context,
-) -> Result<Outcome> {
+/// The pairs and the run on them: what can be refused before anything large is read is refused here.
+fn open_pairs(args: &PairArgs, common: &Common, kind: &str, context: &Context) -> Result<(Pairs, Run)> {
+    let settings = common.settings(kind)?;
     let (generator, bad_rows_limit) = (args.pairs_generator.clone(), common.bad_rows_limit);
     let options = Options { generator, bad_rows_limit, ties: true, ..Options::default() };
     let pairs = Pairs::open(&args.data, &options).context("--data")?;
     let (count, ties, bad) = (pairs.len(), pairs.report().ties, pairs.report().bad_rows());
     context.note(&format!("{}: {count} pairs, {ties} of them ties; {bad} bad rows", args.data.display()));
-    inputs.insert("data".to_owned(), Value::from(fingerprint(&args.data)?));
-    inputs.insert("pairs-generator".to_owned(), Value::from(args.pairs_generator.clone()));
+    let inputs = Map::from_iter([
+        ("data".to_owned(), Value::from(fingerprint(&args.data)?)),
+        ("pairs-generator".to_owned(), Value::from(args.pairs_generator.clone())),
+    ]);
+    Ok((pairs, common.run(kind, settings, inputs)?))
+}
+
+/// Trains on pairs, as they are or noised.
+fn train_on_pairs(
+    pairs: Pairs,
+    start: Start,
+    noising: Option<Noising>,
+    run: &Run,
+    context: &Context,
+) -> Result<Outcome> {
     let (tokenizer, side) = (Arc::clone(&start.tokenizer), start.config.vision.image_size);
-    let task = Preference::new(Arc::new(pairs), tokenizer, side, noising, &settings, bad_rows_limit)?;
-    common.train(&task, start, settings, inputs, context)
+    let task = Preference::new(Arc::new(pairs), tokenizer, side, noising, &run.settings)?;
+    train(&task, start, run, context)
 }
 
 impl Common {
-    fn train<T: Task>(
-        &self,
-        task: &T,
-        start: Start,
-        settings: Settings,
-        inputs: Map<String, Value>,
-        context: &Context,
-    ) -> Result<Outcome> {
-        let storage = self.storage()?;
-        let kind = task.kind();
-        let out = self.out.clone().unwrap_or_else(|| PathBuf::from(format!("runs/judge-{kind}")));
-        let parameters: usize = start.parameters.values().map(|tensor| tensor.numel()).sum();
-        context.note(&format!(
-            "training a judge ({kind}) of {:.1} million parameters: {} updates of {} x {} at {:e}, {}, weight decay {}; {} \
-             held out",
-            parameters as f64 / 1e6,
-            settings.steps,
-            settings.accumulation,
-            settings.batch,
-            settings.lr,
-            settings.schedule,
-            settings.weight_decay,
-            task.heldout()
-        ));
-        let (checkpoint_every, evaluate_every) = (self.checkpoint_every, self.evaluate_every);
-        let run = Run { out, settings, inputs, resume: self.resume, checkpoint_every, evaluate_every, storage };
-        let mut shown = Shown::new(context);
-        let finished = seedpo_judge_train::run(&run, task, start, &mut shown);
-        shown.finish();
-        let finished = finished?;
-        if finished.step < run.settings.steps {
-            context.note(&format!(
-                "stopped and saved after update {}; the same command with --resume goes on",
-                finished.step
-            ));
-            return Ok(Outcome::Interrupted);
-        }
-        output::print(&format!("{}\n", finished.model.display()))?;
-        Ok(Outcome::Done)
+    /// The run that the flags describe. Errors: what [`Run::check`] refuses of its folder.
+    fn run(&self, kind: &str, settings: Settings, inputs: Map<String, Value>) -> Result<Run> {
+        let run = Run {
+            out: self.out.clone().unwrap_or_else(|| PathBuf::from(format!("runs/judge-{kind}"))),
+            settings,
+            inputs,
+            resume: self.resume,
+            checkpoint_every: self.checkpoint_every,
+            evaluate_every: self.evaluate_every,
+            bad_rows_limit: self.bad_rows_limit,
+            storage: self.save_dtype,
+        };
+        run.check(kind)?;
+        Ok(run)
     }
+}
+
+fn train<T: Task>(task: &T, start: Start, run: &Run, context: &Context) -> Result<Outcome> {
+    let (kind, settings) = (task.kind(), &run.settings);
+    let parameters: usize = start.parameters.values().map(|tensor| tensor.numel()).sum();
+    context.note(&format!(
+        "training a judge ({kind}) of {:.1} million parameters: {} updates of {} x {} at {:e}, {}, weight decay {}; {} \
+         held out",
+        parameters as f64 / 1e6,
+        settings.steps,
+        settings.accumulation,
+        settings.batch,
+        settings.lr,
+        settings.schedule,
+        settings.weight_decay,
+        task.heldout()
+    ));
+    let mut shown = Shown::new(context);
+    let finished = seedpo_judge_train::run(run, task, start, &mut shown);
+    shown.finish();
+    let finished = finished?;
+    if let Some((count, list)) = &finished.unreadable {
+        context.note(&format!("passed over {count} whose pictures cannot be had: {}", list.display()));
+    }
+    if finished.step < settings.steps {
+        context
+            .note(&format!("stopped and saved after update {}; the same command with --resume goes on", finished.step));
+        return Ok(Outcome::Interrupted);
+    }
+    output::print(&format!("{}\n", finished.model.display()))?;
+    Ok(Outcome::Done)
 }
 
 /// The CLIP to start from: a path, else a repository of the hub with `config.json` and `model.safetensors`.
