@@ -2,7 +2,7 @@
 
     .venv/bin/python python/method_curves.py [runs/methods]
 
-Prints a table of each method's previews (rows of docs/methods/*.md), and writes docs/images/methods/METHOD.png: previews
+Prints a table of each method's previews, and of the samples it learns from (rows of docs/methods/*.md), and writes docs/images/methods/METHOD.png: previews
 before training, after it, and after its SEE form, same prompts and noise in every row. Needs Pillow.
 """
 
@@ -14,20 +14,38 @@ from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ["spo", "d3po", "ddpo", "dpok", "diffusion-dpo", "seppo", "spin", "sft"]
+# Of so many updates at a run's beginning and end the samples' mean score is shown, where a method draws samples to learn from.
+SAMPLES = {"d3po": (6, 6), "ddpo": (12, 16), "dpok": (12, 16)}
 PICTURES, LABEL, GAP, SIDE = 8, 150, 6, 96
 
 
-def previews(run: Path) -> list[dict]:
+def records(run: Path, kind: str) -> list[dict]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == "preview"]
+    return [line for line in lines if line["kind"] == kind]
 
 
-def row(name: str, run: Path) -> str:
-    found = previews(run)
+def mean(updates: list[dict]) -> float:
+    return sum(update["reward_mean"] for update in updates) / len(updates)
+
+
+def header(method: str, run: Path) -> str:
+    columns = ["run", *(str(preview["step"]) for preview in records(run, "preview"))]
+    if method in SAMPLES:
+        columns.append("samples, first {} and last {} updates".format(*SAMPLES[method]))
+    columns += ["variety", "KL"]
+    return f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}"
+
+
+def row(method: str, name: str, run: Path) -> str:
+    found, updates = records(run, "preview"), records(run, "update")
     first, last = found[0], found[-1]
-    scores = " | ".join(f"{preview['reward_mean']:.1f}" for preview in found)
-    variety = 100 * last["measured"]["rmse"] / first["measured"]["rmse"]
-    return f"| `{name}` | {scores} | {variety:.0f} % | {last.get('kl_to_reference', float('nan')):.3f} |"
+    cells = [f"`{name}`", *(f"{preview['reward_mean']:.1f}" for preview in found)]
+    if method in SAMPLES:
+        begin, end = SAMPLES[method]
+        cells.append(f"{mean(updates[:begin]):.1f}, {mean(updates[-end:]):.1f}")
+    cells.append(f"{100 * last['measured']['rmse'] / first['measured']['rmse']:.0f} %")
+    cells.append(f"{last.get('kl_to_reference', float('nan')):.3f}")
+    return f"| {' | '.join(cells)} |"
 
 
 def pictures(grid: Path) -> list[Image.Image]:
@@ -62,11 +80,10 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     for method in METHODS:
         forms = [name for name in (method, f"see-{method}") if (runs / name).is_dir()]
-        steps = [preview["step"] for preview in previews(runs / method)]
-        print(f"\n| run | {' | '.join(map(str, steps))} | variety | KL |\n|{' --- |' * (len(steps) + 3)}")
+        print(f"\n{header(method, runs / method)}")
         rows = []
         for name in forms:
-            print(row(name, runs / name))
+            print(row(method, name, runs / name))
             grids = sorted((runs / name / "samples").glob("step-*.png"))
             if not rows:
                 rows.append(("before", pictures(grids[0])))

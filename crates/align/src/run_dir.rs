@@ -3,7 +3,7 @@
 mod rewind;
 
 use crate::checkpoint::{Checkpoint, Role};
-use crate::config::TrainConfig;
+use crate::config::{TrainConfig, given};
 use crate::error::{Error, Result};
 use crate::metrics::Record;
 use crate::optimizer::LrSchedule;
@@ -62,15 +62,12 @@ pub fn hash_model(model: &Path, variant: Option<&str>, tokenizer: Option<&Path>)
 
 /// Hashes the model's files that exist, the prompt file and the dataset ([`seedpo_data::fingerprint`]).
 pub fn hash_inputs(config: &TrainConfig) -> Result<InputHashes> {
-    let given = |text: &'_ String| !text.is_empty();
-    let variant = Some(&config.variant).filter(|text| given(text)).map(String::as_str);
-    let tokenizer = Some(&config.tokenizer).filter(|text| given(text)).map(Path::new);
-    let mut hashes = hash_model(Path::new(&config.model), variant, tokenizer)?;
-    if !config.prompts_file.is_empty() {
-        hashes.insert("prompts_file".into(), files::sha256_file(Path::new(&config.prompts_file))?);
+    let mut hashes = hash_model(Path::new(&config.model), config.variant(), config.tokenizer())?;
+    if let Some(path) = given(&config.prompts_file) {
+        hashes.insert("prompts_file".into(), files::sha256_file(Path::new(path))?);
     }
-    if !config.pairs_file.is_empty() {
-        hashes.insert("pairs_file".into(), seedpo_data::fingerprint(Path::new(&config.pairs_file))?);
+    if let Some(path) = given(&config.pairs_file) {
+        hashes.insert("pairs_file".into(), seedpo_data::fingerprint(Path::new(path))?);
     }
     Ok(hashes)
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
+use seedpo_align::config::given;
 use seedpo_model::LoadOptions;
 use seedpo_model::config::PredictionType;
 use seedpo_tensor::{Device, Kind, device::parse_device, speed::Speed, tch};
@@ -38,9 +39,8 @@ impl ModelFlags {
     ///
     /// Errors: a dtype or prediction type that is none.
     pub fn load_options(&self, device: Device, context: &Context) -> Result<LoadOptions> {
-        let given = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
         let prediction_type = given(&self.prediction_type).map(|name| {
-            let parsed = PredictionType::from_name(&name);
+            let parsed = PredictionType::from_name(name);
             parsed.with_context(|| format!("prediction type: expected epsilon or v_prediction, found `{name}`"))
         });
         let kind = context.base_kind(&self.dtype, device).context("dtype")?;
@@ -49,7 +49,7 @@ impl ModelFlags {
             vae_kind: parse_dtype(&self.vae_dtype).context("vae_dtype")?.unwrap_or(kind),
             vae_slicing: self.vae_slicing,
             vae_tiling: self.vae_tiling,
-            variant: given(&self.variant),
+            variant: given(&self.variant).map(str::to_owned),
             prediction_type: prediction_type.transpose()?,
             tokenizer: given(&self.tokenizer).map(PathBuf::from),
             ..LoadOptions::new(device, kind)

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use seedpo_align::config::given;
 use seedpo_hub::{Hub, HubConfig, Observer, RepoId, Select};
 
 use crate::context::Context;
@@ -20,7 +21,7 @@ const CHECKPOINTS: [&str; 4] = [".safetensors", ".ckpt", ".pt", ".pth"];
 /// here either.
 pub fn model(named: &Path, variant: &str, context: &Context) -> Result<PathBuf> {
     let Some((id, file)) = hub_id(named) else { return Ok(named.to_path_buf()) };
-    let variant = Some(variant.to_owned()).filter(|variant| !variant.is_empty());
+    let variant = given(variant).map(str::to_owned);
     let select = file.map_or(Select::Pipeline { variant }, Select::File);
     let revision = context.revision();
     let mut shown = Shown::new(context);

@@ -56,6 +56,7 @@ enum Request {
         taken: bool,
         answer: Sender<Vec<Statistics>>,
     },
+    Forget,
 }
 
 /// A judge that works on a thread of its own, job by job in the order they come: [`Judge::submit`] returns at once.
@@ -82,6 +83,7 @@ impl BackgroundJudge {
                     Request::Score(job, answer) => drop(answer.send(judge.submit(job).wait())),
                     Request::Statistics { taken: true, answer } => drop(answer.send(judge.take_statistics())),
                     Request::Statistics { taken: false, answer } => drop(answer.send(judge.statistics())),
+                    Request::Forget => judge.forget_statistics(),
                 }
             }
         };
@@ -133,6 +135,10 @@ impl Judge for BackgroundJudge {
 
     fn take_statistics(&self) -> Vec<Statistics> {
         self.asked_statistics(true)
+    }
+
+    fn forget_statistics(&self) {
+        self.send(Request::Forget);
     }
 }
 

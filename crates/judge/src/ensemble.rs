@@ -223,6 +223,11 @@ impl Judge for Ensemble {
         };
         self.members.iter().zip(seen.iter_mut()).map(take).collect()
     }
+
+    fn forget_statistics(&self) {
+        self.seen.borrow_mut().iter_mut().for_each(|[_, recent]| *recent = Sums::default());
+        self.members.iter().for_each(|member| member.judge.forget_statistics());
+    }
 }
 
 impl fmt::Debug for Ensemble {
@@ -333,6 +338,10 @@ mod tests {
         let [all, recent] = [ensemble.statistics(), ensemble.take_statistics()].map(|of| of[0].clone());
         assert_eq!([(all.count, all.mean), (recent.count, recent.mean)], [(8, 3.75), (4, 3.75)]);
         assert_eq!(ensemble.take_statistics()[0].count, 0);
+        // Or forgotten.
+        ensemble.score(&images, &["x"; 4]).unwrap();
+        ensemble.forget_statistics();
+        assert_eq!([ensemble.statistics()[0].count, ensemble.take_statistics()[0].count], [8, 0]);
     }
 
     /// Scores by the first byte of the picture, in an order that a factor shuffles.

@@ -47,6 +47,9 @@ pub trait Judge: Send {
         Vec::new()
     }
 
+    /// Leaves the scores since [`Judge::take_statistics`] was last called out of both: they were no part of the work.
+    fn forget_statistics(&self) {}
+
     /// How many judges look at a picture: 1, or for an ensemble those within it.
     fn parts(&self) -> usize {
         1

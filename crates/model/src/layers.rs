@@ -5,11 +5,11 @@
 use std::borrow::Borrow;
 use std::cell::Cell;
 
+use seedpo_tensor::product::{linear, reshaped};
 use seedpo_tensor::{Init, ParamPath};
 use tch::{Device, Kind, Tensor};
 
 use crate::adapter::{Adapter, Delta};
-use crate::product::linear;
 
 /// PyTorch's default bound for weights and biases: `1 / sqrt(fan_in)`.
 pub(crate) fn default_init(fan_in: i64) -> Init {
@@ -165,12 +165,12 @@ fn low_rank(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, [a, b]: [&Tensor
     // A strided input takes another kernel: the one that runs without adapter, so that a fresh adapter changes no bit.
     let mut y = match x.is_contiguous() {
         true => linear(&rows, weight, bias),
-        false => x.linear(weight, bias).flatten(0, -2),
+        false => reshaped(x.linear(weight, bias), &[-1, weight.size()[0]]),
     };
     let low = rows.to_kind(a.kind()).mm(&a.tr()) * scale;
     let y = if y.kind() == b.kind() {
-        // `y` is fresh. With gradients it may be a view, which autograd would have to copy to change it in place.
-        if y.requires_grad() { y.addmm(&low, &b.tr()) } else { y.addmm_(&low, &b.tr()) }
+        // `y` is fresh and no view, so that autograd copies nothing to change it in place.
+        y.addmm_(&low, &b.tr())
     } else {
         (low.mm(&b.tr()) + &y).to_kind(y.kind())
     };

@@ -5,12 +5,12 @@ mod index;
 mod layers;
 mod layout;
 mod parts;
-mod product;
 mod prompts;
 mod single_file;
 mod sources;
 
 pub mod adapter;
+pub mod beginning;
 pub mod blip;
 pub mod clip;
 pub mod config;
@@ -24,6 +24,7 @@ pub mod vae;
 pub mod weights;
 
 pub use adapter::{Adapter, Delta, Lora};
+pub use beginning::Beginning;
 pub use clip::{ClipConfig, ClipModel, VisionConfig};
 pub use config::{SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
 pub use error::{Error, Result};

@@ -6,9 +6,9 @@ use seedpo_tensor::{Params, WeightFile};
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
-use crate::adapter::{Adapter, LoraConfig};
+use crate::adapter::Adapter;
 use crate::layout::DIFFUSERS;
-use crate::model::{DiffusionModel, LoadOptions};
+use crate::model::DiffusionModel;
 use crate::unet::UNet2DConditionModel;
 
 /// The weights of a policy, trained or frozen. With [`crate::Policy::of`] they are a policy over a base.
@@ -22,47 +22,14 @@ pub enum PolicyWeights {
 }
 
 impl PolicyWeights {
-    /// A fresh LoRA over the base. Errors: as [`Adapter::lora`].
-    pub fn lora(base: &DiffusionModel, config: &LoraConfig, seed: u64) -> Result<Self> {
-        Ok(Self::Lora(Adapter::lora(&base.unet, config, seed)?))
-    }
-
-    /// All weights of the base's U-Net, to be trained: f32 leaves, read again from the base's file where the base is held
-    /// in another number type (or not at all, [`LoadOptions::unet_weights`]), so that no digit of the file is lost.
-    ///
-    /// `options` say what the base was loaded with. Errors: those of reading.
-    pub fn full(base: &DiffusionModel, options: &LoadOptions) -> Result<Self> {
-        let kind = base.unet.kind();
-        if has_every_digit(base) {
-            return Ok(Self::Full(Box::new(base.unet.trainable_copy(kind)?)));
-        }
-        let unet = DiffusionModel::load_unet(&base.folder, &in_full(base, options))?;
-        Ok(Self::Full(Box::new(unet.computing_in(kind).requiring_gradients())))
-    }
-
     /// Takes back what [`Self::save`] wrote, into the memory that the weights have, so that whoever shares it (an optimizer)
     /// sees it too and no second copy is made of whole weights.
     ///
     /// Errors: a file that is missing, damaged or of another network; the weights may be partly replaced then.
-    pub fn reload(&mut self, path: &Path, base: &DiffusionModel) -> Result<()> {
+    pub fn reload(&self, path: &Path, base: &DiffusionModel) -> Result<()> {
         match self {
             Self::Lora(adapter) => adapter.copy_from(&Adapter::load(path, &base.unet)?),
             Self::Full(unet) => unet.read_in_place(DIFFUSERS.open(path, None)?),
-        }
-    }
-
-    /// As [`Self::reload`], as they were before the first update: what [`Self::lora`] gives for `config` and `seed`, or
-    /// [`Self::full`] for `options`.
-    pub fn begin_again(
-        &mut self,
-        base: &DiffusionModel,
-        (config, seed): (&LoraConfig, u64),
-        options: &LoadOptions,
-    ) -> Result<()> {
-        match self {
-            Self::Lora(adapter) => adapter.copy_from(&Adapter::lora(&base.unet, config, seed)?),
-            Self::Full(unet) if has_every_digit(base) => unet.copy_from(&base.unet),
-            Self::Full(unet) => DiffusionModel::reload_unet(&base.folder, &in_full(base, options), unet),
         }
     }
 
@@ -192,17 +159,6 @@ impl FinetuningType {
             Self::Full => "full",
         }
     }
-}
-
-/// Whether the base holds its file's numbers as they are, or there is no file.
-fn has_every_digit(base: &DiffusionModel) -> bool {
-    let in_memory = !base.unet.parameters().is_empty();
-    in_memory && (base.unet.kind() == Kind::Float || base.folder.as_os_str().is_empty())
-}
-
-/// `options` for a U-Net to be trained over `base`.
-fn in_full(base: &DiffusionModel, options: &LoadOptions) -> LoadOptions {
-    LoadOptions { kind: Kind::Float, device: base.device(), ..options.clone() }
 }
 
 /// A U-Net of the base's configuration from a folder of weights, in their own number type, computing in the base's.

@@ -262,7 +262,9 @@ fn files_that_do_not_fit_are_refused_by_name() {
         &["unet.foo", "Stable Diffusion does not have", "--ignore-unsupported"],
     );
     check(&[("unet.conv_in.weight", zeros(&[1]))], None, &["unet.conv_in.weight", "lora_A", "--ignore-unsupported"]);
-    check(&[("conv_in.weight", zeros(&[1]))], None, &["a whole U-Net, not an adapter", "--unet"]);
+    let ends = [("conv_in.weight", zeros(&[1])), ("conv_out.weight", zeros(&[1]))];
+    check(&ends, None, &["a whole U-Net, not an adapter", "seedpo sample --unet"]);
+    check(&ends[..1], None, &["keys of no layout", "conv_in.weight"]);
     check(&[("model.diffusion_model.out.2.bias", zeros(&[1]))], None, &["a whole model, not an adapter", "--model"]);
     for (a, b) in [
         (
@@ -300,8 +302,7 @@ fn files_that_do_not_fit_are_refused_by_name() {
         (r#"{"r": 3, "lora_alpha": 3}"#, ["rank 3", "found 2"]),
         (r#"{"transformer.r": 2, "transformer.lora_alpha": 8}"#, ["unet.r", "transformer.r"]),
     ] {
-        let expected: &[&str] = if json == "{" { &parts[1..] } else { &parts };
-        check(&pair(), Some(json), expected);
+        check(&pair(), Some(json), &parts);
     }
 }
 

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use seedpo_model::{ClipTokenizer, Conditioning, SchedulerConfig, TextConfig, VaeConfig};
+use seedpo_model::adapter::LoraConfig;
 use seedpo_model::{
-    DiffusionModel, FinetuningType, LoadOptions, Policy, PolicyWeights, UNet2DConditionModel, UNetConfig,
+    Beginning, DiffusionModel, FinetuningType, LoadOptions, Policy, PolicyWeights, UNet2DConditionModel, UNetConfig,
 };
+use seedpo_model::{ClipTokenizer, Conditioning, SchedulerConfig, TextConfig, VaeConfig};
 use seedpo_tensor::{NoiseKey, Params, WeightFile};
 use tch::{Device, Kind, Tensor};
 
@@ -130,7 +131,7 @@ fn f32_weights_computing_in_bf16_predict_what_bf16_weights_do() {
 fn whole_weights_are_written_and_read_back_bit_for_bit() {
     let model = model();
     let folder = tempfile::tempdir().unwrap();
-    let trained = PolicyWeights::full(&model, &LoadOptions::default()).unwrap();
+    let trained = Beginning::Full(LoadOptions::default()).make(&model).unwrap();
     tch::no_grad(|| trained.tensors().into_iter().for_each(|(_, mut t)| drop(t.g_mul_scalar_(1.25))));
     let place = folder.path().join("unet");
     trained.save(&place).unwrap();
@@ -161,10 +162,46 @@ fn masters_lose_no_digit_of_the_file() {
         let options = LoadOptions { unet_weights, ..LoadOptions::new(Device::Cpu, Kind::BFloat16) };
         let base = DiffusionModel::load(folder.path(), &options).unwrap();
         assert_eq!((base.unet.kind(), base.unet.parameters().is_empty()), (Kind::BFloat16, !unet_weights));
-        let PolicyWeights::Full(unet) = PolicyWeights::full(&base, &options).unwrap() else { panic!("not whole") };
+        let beginning = Beginning::Full(options);
+        let weights = beginning.make(&base).unwrap();
+        let PolicyWeights::Full(unet) = &weights else { panic!("not whole") };
         assert_eq!((unet.kind(), unet.is_trained()), (Kind::BFloat16, true));
-        for (name, tensor) in unet.parameters() {
-            assert_eq!(tensor.detach(), model.unet.parameters()[name], "{name}");
-        }
+        let unchanged = || unet.parameters().iter().all(|(name, t)| t.detach() == model.unet.parameters()[name]);
+        assert!(unchanged());
+        tch::no_grad(|| weights.tensors().into_iter().for_each(|(_, mut t)| drop(t.g_mul_scalar_(1.25))));
+        assert!(!unchanged());
+        beginning.restore_into(&weights, &base).unwrap();
+        assert!(unchanged());
     }
+}
+
+#[test]
+fn weights_begin_again_only_as_what_they_are() {
+    let model = model();
+    let beginnings =
+        [Beginning::Lora { config: LoraConfig::default(), seed: 3 }, Beginning::Full(LoadOptions::default())];
+    for (beginning, other) in [(&beginnings[0], &beginnings[1]), (&beginnings[1], &beginnings[0])] {
+        let (weights, fresh) = (beginning.make(&model).unwrap(), beginning.make(&model).unwrap());
+        tch::no_grad(|| weights.tensors().into_iter().for_each(|(_, mut t)| drop(t.g_add_scalar_(1.0))));
+        let message = other.restore_into(&weights, &model).unwrap_err().to_string();
+        assert!(message.contains("a whole U-Net") && message.contains("an adapter"), "{message}");
+        assert_ne!(weights.tensors(), fresh.tensors());
+        beginning.restore_into(&weights, &model).unwrap();
+        assert_eq!(weights.tensors(), fresh.tensors());
+    }
+}
+
+/// Another network's values are refused by name, also where libtorch would broadcast them, and nothing is taken over.
+#[test]
+fn values_of_another_network_are_not_copied() {
+    let unet = model().unet;
+    let copy = unet.frozen_copy(Kind::Float).unwrap();
+    let narrow = UNetConfig { out_channels: 1, ..unet.config().clone() };
+    let narrow = UNet2DConditionModel::new(narrow, Params::init(1, Device::Cpu)).unwrap();
+    let message = copy.copy_from(&narrow).unwrap_err().to_string();
+    assert!(message.contains("conv_out") && message.contains("[1]"), "{message}");
+    assert_eq!(copy.parameters(), unet.parameters());
+    let other = unet.with_tensors(|_, tensor| Ok(tensor.zeros_like().to_kind(Kind::BFloat16))).unwrap();
+    copy.copy_from(&other).unwrap();
+    assert!(copy.parameters().values().all(|t| t.kind() == Kind::Float && t.count_nonzero(None).int64_value(&[]) == 0));
 }

@@ -1,7 +1,7 @@
 //! Reading and writing whole files so that no reader ever sees half of one.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -72,13 +72,26 @@ pub fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
 pub const LOCK_FILE: &str = "run.lock";
 
 /// Locks the file `path`, made where it is not there, for as long as the result lives; a killed process holds nothing.
-/// `None` where another process holds it. On a file system without locks nothing is locked. Errors: [`Error::Io`].
+/// `None` where another process holds it. On a file system without locks nothing is locked, and a warning says so. Errors:
+/// [`Error::Io`].
 pub fn lock(path: &Path) -> Result<Option<File>> {
     let file = fs::OpenOptions::new().create(true).append(true).open(path).map_err(|e| Error::io(path, e))?;
-    Ok(match file.try_lock() {
-        Err(fs::TryLockError::WouldBlock) => None,
-        Ok(()) | Err(fs::TryLockError::Error(_)) => Some(file),
-    })
+    Ok(taken(path, file.try_lock()).then_some(file))
+}
+
+/// Whether a lock was taken, or cannot be.
+fn taken(path: &Path, attempt: std::result::Result<(), TryLockError>) -> bool {
+    match attempt {
+        Ok(()) => true,
+        Err(TryLockError::WouldBlock) => false,
+        Err(TryLockError::Error(error)) => {
+            tracing::warn!(
+                "{}: cannot be locked ({error}): nothing keeps a second process from writing in this folder",
+                path.display()
+            );
+            true
+        }
+    }
 }
 
 /// A copy that a power cut after the return leaves whole.
@@ -171,6 +184,21 @@ mod tests {
         drop(held);
         assert!(lock(&path).unwrap().is_some());
         assert!(lock(&folder.path().join("missing/run.lock")).is_err());
+    }
+
+    #[test]
+    fn a_file_system_without_locks_is_told_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, log) = (folder.path().join("run.lock"), folder.path().join("log"));
+        let logs = tracing_subscriber::fmt().with_writer(std::sync::Arc::new(File::create(&log).unwrap())).finish();
+        tracing::subscriber::with_default(logs, || {
+            assert!(taken(&path, Ok(())) && !taken(&path, Err(TryLockError::WouldBlock)));
+            assert_eq!(fs::read_to_string(&log).unwrap(), "");
+            let refused = std::io::Error::from_raw_os_error(libc::ENOLCK);
+            assert!(taken(&path, Err(TryLockError::Error(refused))));
+        });
+        let said = fs::read_to_string(&log).unwrap();
+        assert!(said.contains("WARN") && said.contains("run.lock") && said.contains("locks"), "{said}");
     }
 
     #[test]

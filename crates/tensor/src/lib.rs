@@ -9,6 +9,7 @@ pub mod error;
 pub mod files;
 pub mod memory;
 pub mod params;
+pub mod product;
 pub mod random;
 pub mod speed;
 pub mod tf32;

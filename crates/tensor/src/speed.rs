@@ -7,6 +7,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use crate::product::linear;
 use crate::write_atomic;
 
 /// The libtorch that this build is made for.
@@ -15,10 +16,13 @@ pub const LIBTORCH_VERSION: &str = "2.11";
 /// bf16 is worth its lost digits from this many times f32's speed on.
 const WORTH_IT: f64 = 1.2;
 
+/// What is timed, in the cache's keys: what was measured otherwise is measured again.
+const METHOD: &str = "linear layers";
+
 /// A product in each type is timed for this long, in turns.
 const MEASURE_MILLISECONDS: u128 = 200;
 
-/// Speed of a matrix product like those of a U-Net, GFLOP/s.
+/// Speed of a linear layer like those of a U-Net, GFLOP/s.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Speed {
     /// In f32.
@@ -30,7 +34,7 @@ pub struct Speed {
 }
 
 impl Speed {
-    /// Times products on `device`: half a second. The fastest run of each type counts, so that other programs on the
+    /// Times linear layers ([`linear`]) on `device`: half a second. The fastest run of each type counts, so that other programs on the
     /// machine disturb little.
     pub fn measure(device: Device) -> Self {
         let _no_grad = tch::no_grad_guard();
@@ -41,7 +45,7 @@ impl Speed {
             (ones(1024), ones(side))
         });
         // Reading a value waits for a GPU to finish.
-        let product = |(a, b): &(Tensor, Tensor)| a.matmul(b).get(0).get(0).double_value(&[]);
+        let product = |(x, weight): &(Tensor, Tensor)| linear(x, weight, None).get(0).get(0).double_value(&[]);
         pairs[..kinds].iter().for_each(|pair| {
             product(pair);
         });
@@ -107,7 +111,7 @@ fn cache_folder() -> Option<PathBuf> {
     caches.map(|caches| caches.join("seedpo"))
 }
 
-/// What the speed depends on: CPU model, cards, libtorch's version, device.
+/// What the speed depends on: CPU model, cards, libtorch's version, how it is measured, device.
 fn machine(device: Device) -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let named = ["model name", "cpu family", "model", "stepping", "CPU part"];
@@ -122,6 +126,7 @@ fn machine(device: Device) -> String {
     }
     parts.push(std::env::consts::ARCH.to_owned());
     parts.push(format!("libtorch {LIBTORCH_VERSION}"));
+    parts.push(METHOD.to_owned());
     parts.push(format!("{device:?}"));
     parts.join(", ")
 }

@@ -3,30 +3,75 @@
 //! libtorch has it on for convolutions and off for matrix products; PyTorch's scripts switch it on there with
 //! `torch.backends.cuda.matmul.allow_tf32 = True`. tch binds no such switch, so libtorch's own is called by its name.
 
-use std::ffi::{CStr, c_void};
+use std::ffi::{CStr, c_int, c_void};
 
-/// libtorch reads this variable itself: 1 is on, 0 is off. NVIDIA's `NVIDIA_TF32_OVERRIDE=0` is above it, for
-/// convolutions as well.
-const OVERRIDE: &str = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE";
+/// libtorch reads this variable itself: 1 is on, 0 is off, for products alone.
+const TORCH_OVERRIDE: &str = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE";
+/// NVIDIA's libraries read this one: at 0 none of them uses TF32, whatever libtorch allows.
+const NVIDIA_OVERRIDE: &str = "NVIDIA_TF32_OVERRIDE";
+
+/// What a card may use TF32 for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowed {
+    /// Products of f32 matrices.
+    pub products: bool,
+    /// Convolutions of f32 tensors.
+    pub convolutions: bool,
+}
+
+impl Allowed {
+    /// Whether anything in f32 is computed with it.
+    pub fn any(self) -> bool {
+        self.products || self.convolutions
+    }
+
+    /// What is left of it under a value of `NVIDIA_TF32_OVERRIDE`.
+    fn under(self, nvidia: Option<&str>) -> Self {
+        if nvidia == Some("0") { Self { products: false, convolutions: false } } else { self }
+    }
+}
 
 /// Lets products of f32 matrices on a card use TF32, unless `TORCH_ALLOW_TF32_CUBLAS_OVERRIDE` says what to do.
 ///
-/// Gives what holds then; `None` where this libtorch has no such switch, which leaves it off. Nothing changes on the CPU.
-pub fn allow() -> Option<bool> {
-    if std::env::var_os(OVERRIDE).is_none() {
+/// Gives what holds then ([`allowed`]). Nothing changes on the CPU.
+pub fn allow() -> Allowed {
+    if std::env::var_os(TORCH_OVERRIDE).is_none() {
         set(true);
     }
     allowed()
 }
 
-/// Whether products of f32 matrices on a card may use TF32; `None` where this libtorch does not say.
+/// What a card may use TF32 for, by libtorch's switches and `NVIDIA_TF32_OVERRIDE`. Where this libtorch does not say, its
+/// defaults are taken to hold: no products, but convolutions. A card older than Ampere has none of it.
+pub fn allowed() -> Allowed {
+    let found = Allowed { products: products().unwrap_or(false), convolutions: convolutions().unwrap_or(true) };
+    found.under(std::env::var(NVIDIA_OVERRIDE).ok().as_deref())
+}
+
 #[allow(unsafe_code)]
-pub fn allowed() -> Option<bool> {
+fn products() -> Option<bool> {
     let (context, get) = (context()?, symbol(c"_ZNK2at7Context15allowTF32CuBLASEv")?);
     // SAFETY: `bool at::Context::allowTF32CuBLAS() const`, whose first argument is the object.
     unsafe {
         let get = std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn(*const c_void) -> bool>(get);
         Some(get(context))
+    }
+}
+
+#[allow(unsafe_code)]
+fn convolutions() -> Option<bool> {
+    /// `Float32Backend::CUDA`, `Float32Op::CONV`, `Float32Precision::TF32` (ATen/Context.h).
+    const CUDA: c_int = 1;
+    const CONV: c_int = 1;
+    const TF32: c_int = 2;
+    type Get = unsafe extern "C-unwind" fn(*const c_void, c_int, c_int) -> c_int;
+    let name = c"_ZNK2at7Context16float32PrecisionENS_14Float32BackendENS_9Float32OpE";
+    let (context, get) = (context()?, symbol(name)?);
+    // SAFETY: `Float32Precision at::Context::float32Precision(Float32Backend, Float32Op) const`; C++ passes an enum class
+    // without a type of its own as an int.
+    unsafe {
+        let get = std::mem::transmute::<*mut c_void, Get>(get);
+        Some(get(context, CUDA, CONV) == TF32)
     }
 }
 
@@ -64,14 +109,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_switch_is_libtorch_s_own() {
+    fn the_switches_are_libtorch_s_own() {
         // The state is the process's: this is the only test that looks at it.
-        if std::env::var_os(OVERRIDE).is_some() {
+        if [TORCH_OVERRIDE, NVIDIA_OVERRIDE].iter().any(|name| std::env::var_os(name).is_some()) {
             return;
         }
-        assert_eq!(allowed(), Some(false), "libtorch's default");
-        assert_eq!(allow(), Some(true));
+        assert_eq!((products(), convolutions()), (Some(false), Some(true)), "libtorch's defaults");
+        assert_eq!(allow(), Allowed { products: true, convolutions: true });
         set(false);
-        assert_eq!(allowed(), Some(false));
+        assert_eq!(allowed(), Allowed { products: false, convolutions: true });
+    }
+
+    #[test]
+    fn nvidia_s_override_is_above_libtorch_s_switches() {
+        let both = Allowed { products: true, convolutions: true };
+        for (value, left) in [(None, true), (Some("1"), true), (Some("0"), false)] {
+            let under = both.under(value);
+            assert_eq!((under.products, under.convolutions, under.any()), (left, left, left), "{value:?}");
+        }
+        assert!(Allowed { products: false, convolutions: true }.any());
     }
 }

@@ -30,8 +30,8 @@ pub fn flatten_judges(settings: &mut Table, origin: &str) -> Result<()> {
 }
 
 const EXPECTED: &str = "a judge's name, or one of { path }, { hub }, either with a name, { exec }, { weighted = { a = 1, b = 2 } }, \
-                        { majority = [a, b] }, { pareto = [a, b] }, { worst = [a, b] }; within weighted and worst also with a mean and a \
-                        spread";
+                        { majority = [a, b] }, { pareto = [a, b] }, { worst = [a, b] }; a judge of the last may have a mean and a spread \
+                        too, { name, mean, spread }, and one of the first is { weighted = { \"normalised(a, 1, 2)\" = 1 } } then";
 
 type Line = std::result::Result<String, &'static str>;
 
@@ -105,6 +105,10 @@ mod tests {
                 "worst(chroma, normalised(pickscore=own, 18, 2.5))",
             ),
             (r#"judge = { weighted = { aesthetic = 1, pickscore = 0.5 } }"#, "weighted(1*aesthetic, 0.5*pickscore)"),
+            (
+                r#"judge = { weighted = { "normalised(aesthetic, 1, 2)" = 1, chroma = 2 } }"#,
+                "weighted(2*chroma, 1*normalised(aesthetic, 1, 2))",
+            ),
         ] {
             assert_eq!(flat(text).unwrap(), Value::String(line.into()), "{text}");
         }
@@ -117,6 +121,7 @@ mod tests {
             "judge = { path = 3 }",
             r#"judge = { best = ["a", "b"] }"#,
             "judge = { weighted = { a = 'x' } }",
+            r#"judge = { weighted = { a = { name = "b", mean = 1, spread = 2 } } }"#,
         ] {
             let message = flat(text).unwrap_err().to_string();
             assert!(

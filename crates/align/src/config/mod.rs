@@ -18,6 +18,7 @@ use crate::method::{Likelihood, Method, PairsFrom, ReferencePolicy, Shaping};
 use crate::objective::{Clip, Flipper, Objective, SelfEntropy};
 use seedpo_model::FinetuningType;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// What kind of value a key takes, for command lines that offer every key as a flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -277,7 +278,22 @@ pub fn keys() -> impl Iterator<Item = &'static KeyInfo> {
     TABLE.iter().flat_map(|key| if key.name == "entropy" { ENTROPY_KEYS } else { std::slice::from_ref(key) })
 }
 
+/// The text of a setting, of which an empty one says that it is not given.
+pub fn given(text: &str) -> Option<&str> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
 impl TrainConfig {
+    /// Which of several sets of weight files the model is read from, where one is named.
+    pub fn variant(&self) -> Option<&str> {
+        given(&self.variant)
+    }
+
+    /// The folder of a tokenizer in the place of the model's own, where one is named.
+    pub fn tokenizer(&self) -> Option<&Path> {
+        given(&self.tokenizer).map(Path::new)
+    }
+
     /// Pairs that share one optimizer update.
     pub fn pairs_per_update(&self) -> usize {
         (self.train_batch_size * self.gradient_accumulation_steps) as usize
@@ -297,18 +313,17 @@ impl TrainConfig {
     /// Errors: [`crate::Error::Setting`] for an unknown name, or a combination without meaning, saying why.
     pub fn resolved_method(&self) -> Result<Method> {
         let mut method = Method::by_name(&self.method)?;
-        let given = |name: &str| !name.is_empty();
-        if given(&self.pairs) {
-            method.pairs = PairsFrom::by_name(&self.pairs)?;
+        if let Some(name) = given(&self.pairs) {
+            method.pairs = PairsFrom::by_name(name)?;
         }
-        if given(&self.likelihood) {
-            method.likelihood = Likelihood::by_name(&self.likelihood)?;
+        if let Some(name) = given(&self.likelihood) {
+            method.likelihood = Likelihood::by_name(name)?;
         }
-        if given(&self.reference) {
-            method.reference = ReferencePolicy::by_name(&self.reference)?;
+        if let Some(name) = given(&self.reference) {
+            method.reference = ReferencePolicy::by_name(name)?;
         }
-        if given(&self.flipper) {
-            let flipper = Flipper::by_name(&self.flipper)?;
+        if let Some(name) = given(&self.flipper) {
+            let flipper = Flipper::by_name(name)?;
             if flipper != Flipper::Off || method.flipper() != Flipper::Off {
                 method.shaping = Shaping::Flip(flipper);
             }

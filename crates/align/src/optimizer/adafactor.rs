@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tch::{Kind, Tensor};
 
-use super::saved::{Saved, SavedState};
+use super::saved::{self, SavedState};
 use crate::error::Result;
 
 /// Added to squared gradients.
@@ -117,41 +117,29 @@ impl Adafactor {
 
     /// Bytes of the moments.
     pub fn state_bytes(&self) -> u64 {
-        self.tensors().map(|(_, moment)| 4 * moment.numel() as u64).sum()
+        saved::bytes(self.moments())
     }
 
     /// The state as tensors: `row.<name>` and `column.<name>`, or `second.<name>`, sharing the moments' memory, and
     /// `steps`.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
-        let mut state = BTreeMap::from([("steps".to_string(), Tensor::from_slice(&[self.steps as i64]))]);
-        state.extend(self.tensors().map(|(key, moment)| (key, moment.detach())));
-        state
+        saved::state(self.steps, self.moments())
     }
 
-    /// Takes back what [`Adafactor::state`] gave, bit for bit, into the memory that the moments have. `path` is where it
-    /// came from, for errors.
-    ///
-    /// Errors: [`crate::Error::Run`] naming the first tensor that is missing, surplus or misshaped; nothing is changed
-    /// then. Those of reading, which may leave the moments of neither.
-    pub fn load_state<'s>(&mut self, state: impl Into<SavedState<'s>>, path: &'s Path) -> Result<()> {
-        let mut saved = Saved::new(state.into(), path);
-        let steps = saved.steps()?;
-        self.tensors().try_for_each(|(key, moment)| saved.expect(&key, &moment.size()))?;
-        saved.finish()?;
-        self.tensors().try_for_each(|(key, moment)| saved.copy_into(&key, moment))?;
-        self.steps = steps;
+    /// Takes back what [`Adafactor::state`] gave, in the way and with the errors of [`super::AdamW::load_state`].
+    pub fn load_state<'s>(&mut self, state: impl Into<SavedState<'s>>, path: &Path) -> Result<()> {
+        self.steps = saved::load(|| self.moments(), state.into(), path)?;
         Ok(())
     }
 
     /// As new: before the first update.
     pub fn reset(&mut self) {
-        let _guard = tch::no_grad_guard();
-        self.tensors().for_each(|(_, moment)| drop(moment.shallow_clone().zero_()));
+        saved::clear(self.moments());
         self.steps = 0;
     }
 
     /// The moments by their keys in [`Adafactor::state`].
-    fn tensors(&self) -> impl Iterator<Item = (String, &Tensor)> {
+    fn moments(&self) -> impl Iterator<Item = (String, &Tensor)> {
         self.parameters.iter().zip(&self.moments).flat_map(|((name, _), moment)| match moment {
             Moment::Whole(second) => vec![(format!("second.{name}"), second)],
             Moment::Factored { row, column } => vec![(format!("row.{name}"), row), (format!("column.{name}"), column)],

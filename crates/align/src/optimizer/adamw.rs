@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tch::Tensor;
 
-use super::saved::{Saved, SavedState};
+use super::saved::{self, SavedState};
 use crate::error::Result;
 
 /// AdamW's constants besides the learning rate.
@@ -73,18 +73,13 @@ impl AdamW {
 
     /// Bytes of the moments.
     pub fn state_bytes(&self) -> u64 {
-        self.first.iter().chain(&self.second).map(|moment| 4 * moment.numel() as u64).sum()
+        saved::bytes(self.moments())
     }
 
     /// The state as tensors: `first.<name>`, `second.<name>` (shapes of the parameters, sharing the moments' memory) and
     /// `steps` (i64, one number).
     pub fn state(&self) -> BTreeMap<String, Tensor> {
-        let mut state = BTreeMap::from([("steps".to_string(), Tensor::from_slice(&[self.steps as i64]))]);
-        for (i, (name, _)) in self.parameters.iter().enumerate() {
-            state.insert(format!("first.{name}"), self.first[i].detach());
-            state.insert(format!("second.{name}"), self.second[i].detach());
-        }
-        state
+        saved::state(self.steps, self.moments())
     }
 
     /// Takes back what [`AdamW::state`] gave, bit for bit, into the memory that the moments have. `path` is where it
@@ -92,27 +87,22 @@ impl AdamW {
     ///
     /// Errors: [`crate::Error::Run`] naming the first tensor that is missing, surplus or misshaped; nothing is changed
     /// then. Those of reading, which may leave the moments of neither.
-    pub fn load_state<'s>(&mut self, state: impl Into<SavedState<'s>>, path: &'s Path) -> Result<()> {
-        let mut saved = Saved::new(state.into(), path);
-        let steps = saved.steps()?;
-        for (name, parameter) in &self.parameters {
-            for moment in ["first", "second"] {
-                saved.expect(&format!("{moment}.{name}"), &parameter.size())?;
-            }
-        }
-        saved.finish()?;
-        for (i, (name, _)) in self.parameters.iter().enumerate() {
-            saved.copy_into(&format!("first.{name}"), &self.first[i])?;
-            saved.copy_into(&format!("second.{name}"), &self.second[i])?;
-        }
-        self.steps = steps;
+    pub fn load_state<'s>(&mut self, state: impl Into<SavedState<'s>>, path: &Path) -> Result<()> {
+        self.steps = saved::load(|| self.moments(), state.into(), path)?;
         Ok(())
     }
 
     /// As new: before the first update.
     pub fn reset(&mut self) {
-        let _guard = tch::no_grad_guard();
-        self.first.iter_mut().chain(&mut self.second).for_each(|moment| drop(moment.zero_()));
+        saved::clear(self.moments());
         self.steps = 0;
+    }
+
+    /// The moments by their keys in [`AdamW::state`].
+    fn moments(&self) -> impl Iterator<Item = (String, &Tensor)> {
+        let pairs = self.parameters.iter().zip(self.first.iter().zip(&self.second));
+        pairs.flat_map(|((name, _), (first, second))| {
+            [(format!("first.{name}"), first), (format!("second.{name}"), second)]
+        })
     }
 }

@@ -86,7 +86,7 @@ impl Optimizer {
 
     /// Takes back what [`Optimizer::state`] gave, bit for bit, one tensor at a time. Errors: naming the first tensor that
     /// does not fit, before anything is changed; those of reading.
-    pub fn load_state<'s>(&mut self, state: impl Into<SavedState<'s>>, path: &'s Path) -> Result<()> {
+    pub fn load_state<'s>(&mut self, state: impl Into<SavedState<'s>>, path: &Path) -> Result<()> {
         match self {
             Self::AdamW(optimizer) => optimizer.load_state(state, path),
             Self::Adafactor(optimizer) => optimizer.load_state(state, path),

@@ -1,4 +1,4 @@
-//! Reading an optimizer's saved state.
+//! An optimizer's state: its moments by name and the count of its updates, `steps`, out and in again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -29,19 +29,49 @@ impl<'s> From<&'s WeightFile> for SavedState<'s> {
     }
 }
 
+/// Bytes of f32 `moments`.
+pub(super) fn bytes<'m>(moments: impl Iterator<Item = (String, &'m Tensor)>) -> u64 {
+    moments.map(|(_, moment)| 4 * moment.numel() as u64).sum()
+}
+
+/// The state that `moments` after so many `steps` are, sharing their memory.
+pub(super) fn state<'m>(steps: u64, moments: impl Iterator<Item = (String, &'m Tensor)>) -> BTreeMap<String, Tensor> {
+    let mut state = BTreeMap::from([("steps".to_string(), Tensor::from_slice(&[steps as i64]))]);
+    state.extend(moments.map(|(key, moment)| (key, moment.detach())));
+    state
+}
+
+/// Takes a state into the memory that `moments` have, one at a time; gives `steps`. `path` is where it came from, for errors.
+///
+/// Errors: [`Error::Run`] naming the first tensor that is missing, surplus or misshaped, before anything is changed; those of
+/// reading, which may leave the moments of neither.
+pub(super) fn load<'m, M: Iterator<Item = (String, &'m Tensor)>>(
+    moments: impl Fn() -> M,
+    state: SavedState<'_>,
+    path: &Path,
+) -> Result<u64> {
+    let mut saved = Saved { state, path, expected: BTreeSet::new() };
+    let steps = saved.steps()?;
+    moments().try_for_each(|(key, moment)| saved.expect(&key, &moment.size()))?;
+    saved.finish()?;
+    moments().try_for_each(|(key, moment)| saved.copy_into(&key, moment))?;
+    Ok(steps)
+}
+
+/// Sets `moments` to what they are before the first update.
+pub(super) fn clear<'m>(moments: impl Iterator<Item = (String, &'m Tensor)>) {
+    let _guard = tch::no_grad_guard();
+    moments.for_each(|(_, moment)| drop(moment.shallow_clone().zero_()));
+}
+
 /// A saved state as it is checked and taken back; what is missing, misshaped or left over is named.
-pub(super) struct Saved<'s> {
+struct Saved<'s> {
     state: SavedState<'s>,
     path: &'s Path,
     expected: BTreeSet<String>,
 }
 
-impl<'s> Saved<'s> {
-    /// `path` is where the state came from, for errors.
-    pub fn new(state: SavedState<'s>, path: &'s Path) -> Self {
-        Self { state, path, expected: BTreeSet::new() }
-    }
-
+impl Saved<'_> {
     fn refuse(&self, reason: String) -> Error {
         Error::Run { path: self.path.into(), reason }
     }
@@ -60,7 +90,7 @@ impl<'s> Saved<'s> {
     }
 
     /// The number of updates, `steps`.
-    pub fn steps(&mut self) -> Result<u64> {
+    fn steps(&mut self) -> Result<u64> {
         self.find("steps")?;
         let found = self.tensor("steps")?;
         let steps = if found.numel() == 1 { found.f_reshape([1])?.f_int64_value(&[0])? } else { -1 };
@@ -78,7 +108,7 @@ impl<'s> Saved<'s> {
     }
 
     /// Refuses a state without an f32 tensor `key` of this shape.
-    pub fn expect(&mut self, key: &str, shape: &[i64]) -> Result<()> {
+    fn expect(&mut self, key: &str, shape: &[i64]) -> Result<()> {
         let (kind, found) = self.find(key)?;
         if kind != Some(Kind::Float) || found != shape {
             let kind = kind.map_or_else(|| "another dtype".to_owned(), |kind| format!("{kind:?}"));
@@ -88,7 +118,7 @@ impl<'s> Saved<'s> {
     }
 
     /// Refuses tensors that nothing expected: those of another optimizer, or of another model.
-    pub fn finish(&self) -> Result<()> {
+    fn finish(&self) -> Result<()> {
         let surplus = |name: &&str| !self.expected.contains(*name);
         let surplus = match &self.state {
             SavedState::File(file) => file.names().find(surplus),
@@ -98,7 +128,7 @@ impl<'s> Saved<'s> {
     }
 
     /// Copies the tensor `key` into `target`, wherever that lies.
-    pub fn copy_into(&self, key: &str, target: &Tensor) -> Result<()> {
+    fn copy_into(&self, key: &str, target: &Tensor) -> Result<()> {
         let _guard = tch::no_grad_guard();
         target.shallow_clone().f_copy_(&self.tensor(key)?)?;
         Ok(())

@@ -73,7 +73,8 @@ impl Trainer<'_> {
         if self.weights.finetuning_type() == FinetuningType::Full {
             for (_, parameter) in self.optimizer.parameters() {
                 if !parameter.grad().defined() {
-                    tch::with_grad(|| parameter.f_sum(Kind::Float)?.f_mul_scalar(0.0)?.f_backward())?;
+                    // Through none of its numbers, so that none is read.
+                    tch::with_grad(|| parameter.f_flatten(0, -1)?.f_narrow(0, 0, 0)?.f_sum(Kind::Float)?.f_backward())?;
                 }
             }
         }

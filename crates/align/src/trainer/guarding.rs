@@ -110,6 +110,27 @@ impl Trainer<'_> {
         }
     }
 
+    /// What a run that ends in an error can go on from.
+    pub(super) fn intact(&self) -> String {
+        let run = self.parts.run.path();
+        let Some(lost) = self.not_restored else {
+            return match &self.saved {
+                Some((_, folder)) => {
+                    let (folder, run) = (folder.display(), run.display());
+                    format!("The last good checkpoint is {folder}; `--resume {run}` continues from it.")
+                }
+                None => "No checkpoint had been written yet.".to_string(),
+            };
+        };
+        let place = |step| run.join(Checkpoint::folder_name(step)).display().to_string();
+        let others = Checkpoint::list(run).unwrap_or_default();
+        let rest = match others.into_iter().rfind(|step| *step != lost).map(place) {
+            Some(other) => format!("the newest of the others is {other}; `--resume {other}` continues from it"),
+            None => "there is no other".to_string(),
+        };
+        format!("The run could not be taken back to {}; {rest}.", place(lost))
+    }
+
     /// Goes back to the newest checkpoint, or, where the last roll-back led there already, to the one before it;
     /// without a checkpoint to the beginning. Returns its step. Newer checkpoints and the records after it are dropped.
     fn roll_back(&mut self) -> Result<u64> {
@@ -120,10 +141,12 @@ impl Trainer<'_> {
         if self.rolled_back_to.is_some_and(|step| steps.last() == Some(&step)) {
             steps.pop();
         }
-        let checkpoint = steps.last().map(|step| Checkpoint::of_step(run.path(), *step)).transpose()?;
+        self.not_restored = steps.last().copied();
+        let checkpoint = self.not_restored.map(|step| Checkpoint::of_step(run.path(), step)).transpose()?;
         let step = checkpoint.as_ref().map_or(0, |c| c.position.step);
         let guard = checkpoint.as_ref().map(|c| c.guard.clone()).unwrap_or_default();
         self.restore(checkpoint)?;
+        self.not_restored = None;
         Checkpoint::discard_after(run.path(), step);
         run.roll_back(step)?;
         self.guard.rolled_back_to(guard);

@@ -307,14 +307,8 @@ impl Trainer<'_> {
         let guided =
             |weights| GuidedPolicy::new(Policy::of(model, Some(weights)), &this.conditioning, config.guidance_scale);
         let (training, rollout) = (guided(&self.weights), guided(merged));
-        on_policy::check(
-            &training,
-            &rollout,
-            &self.ddim,
-            &batch.select(&indices)?,
-            model.unet.kind(),
-            self.position.step + 1,
-        )
+        let limit = on_policy::tolerance(model.unet.kind(), model.device());
+        on_policy::check(&training, &rollout, &self.ddim, &batch.select(&indices)?, limit, self.position.step + 1)
     }
 
     fn metrics(&self, this: &Iteration, samples: &Samples, means: Means, first: bool) -> UpdateMetrics {

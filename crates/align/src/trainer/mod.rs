@@ -115,6 +115,8 @@ pub struct Trainer<'a> {
     watch_stopped: bool,
     /// The step of the checkpoint that the last roll-back led to.
     rolled_back_to: Option<u64>,
+    /// That of a checkpoint which a roll-back could not lead to.
+    not_restored: Option<u64>,
     /// Iterations in a row that gave no pair.
     barren: u32,
 }
@@ -185,6 +187,7 @@ impl<'a> Trainer<'a> {
             rewards,
             watch_stopped: false,
             rolled_back_to: None,
+            not_restored: None,
         };
         trainer.stream = trainer.prompt_stream();
         trainer.check_store()?;
@@ -293,14 +296,7 @@ impl<'a> Trainer<'a> {
     fn located(&self, error: Error) -> Error {
         let Position { step, iteration, .. } = self.position;
         let place = format!("update {} (iteration {iteration}, seed {})", step + 1, self.parts.config.seed);
-        let run = self.parts.run.path().display();
-        let hint = match &self.saved {
-            Some((_, folder)) => {
-                format!("The last good checkpoint is {}; `--resume {run}` continues from it.", folder.display())
-            }
-            None => "No checkpoint had been written yet.".to_string(),
-        };
-        Error::At { place, source: Box::new(error), hint }
+        Error::At { place, source: Box::new(error), hint: self.intact() }
     }
 }
 

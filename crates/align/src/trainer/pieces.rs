@@ -120,6 +120,7 @@ impl Trainer<'_> {
         let chunk = self.parts.config.rollout_batch_size as usize;
         let images = decode(self.parts.model, &bench.latents.repeat([rows as i64, 1, 1, 1]), chunk)?;
         self.parts.judge.score(&to_u8(&images)?, &vec![self.parts.prompts[0].as_str(); rows])?;
+        self.parts.judge.forget_statistics();
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use seedpo_model::{DiffusionModel, FinetuningType, LoadOptions, PolicyWeights};
+use seedpo_model::{Beginning, DiffusionModel, FinetuningType, LoadOptions, PolicyWeights};
 use seedpo_tensor::{Kind, read_text};
 
 use super::reference::References;
@@ -64,7 +64,7 @@ impl State {
         let place = |c: &Checkpoint, role: Role| c.folder.join(role.place(finetuning));
         let weights = match &checkpoint {
             Some(c) => PolicyWeights::load_trained(&place(c, Role::Trained), model, finetuning)?,
-            None => initial(config, model)?,
+            None => beginning(config, model)?.make(model)?,
         };
         let rollout = match &checkpoint {
             Some(c) if c.position.updates_done > 0 && samples_itself(config, method) => {
@@ -74,7 +74,7 @@ impl State {
         };
         let mut optimizer = Optimizer::from_settings(config, weights.trainable())?;
         if let Some(c) = &checkpoint {
-            optimizer.load_state(&c.optimizer, &c.folder)?;
+            optimizer.load_state(&c.optimizer, c.optimizer.path())?;
         }
         let references = references(config, method, &weights, run, checkpoint.as_ref(), model)?;
         let average = average(config, &weights, checkpoint.as_ref(), model)?;
@@ -133,10 +133,10 @@ impl Trainer<'_> {
             Some(c) => {
                 let place = c.folder.join(Role::Trained.place(self.weights.finetuning_type()));
                 self.weights.reload(&place, model)?;
-                self.optimizer.load_state(&c.optimizer, &c.folder)?;
+                self.optimizer.load_state(&c.optimizer, c.optimizer.path())?;
             }
             None => {
-                self.weights.begin_again(model, (&lora_config(config), config.seed), &file_options(config, model))?;
+                beginning(config, model)?.restore_into(&self.weights, model)?;
                 self.optimizer.reset();
             }
         }
@@ -152,21 +152,15 @@ impl Trainer<'_> {
 }
 
 /// The weights that a run begins with: the policy is the base.
-fn initial(config: &TrainConfig, model: &DiffusionModel) -> Result<PolicyWeights> {
+fn beginning(config: &TrainConfig, model: &DiffusionModel) -> Result<Beginning> {
     Ok(match config.finetuning()? {
-        FinetuningType::Lora => PolicyWeights::lora(model, &lora_config(config), config.seed)?,
-        FinetuningType::Full => PolicyWeights::full(model, &file_options(config, model))?,
+        FinetuningType::Lora => Beginning::Lora { config: lora_config(config), seed: config.seed },
+        FinetuningType::Full => Beginning::Full(LoadOptions {
+            variant: config.variant().map(str::to_owned),
+            tokenizer: config.tokenizer().map(Path::to_owned),
+            ..LoadOptions::new(model.device(), Kind::Float)
+        }),
     })
-}
-
-/// What the base was loaded with.
-fn file_options(config: &TrainConfig, model: &DiffusionModel) -> LoadOptions {
-    let given = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
-    LoadOptions {
-        variant: given(&config.variant),
-        tokenizer: given(&config.tokenizer).map(PathBuf::from),
-        ..LoadOptions::new(model.device(), Kind::Float)
-    }
 }
 
 /// Whether the run's policy draws samples of its own: not where pictures or stored rollouts are read.

@@ -77,7 +77,7 @@ fn an_iteration_with_fewer_pairs_than_before_comes_to_an_end() {
     assert_eq!(trainer.position().step, 6);
 }
 
-/// Fails after so many calls; counts them.
+/// Fails after so many iterations, which are judged at once; nothing else is four pictures, as theirs of two pairs are.
 struct Failing(AtomicUsize, usize);
 
 impl Judge for Failing {
@@ -88,7 +88,7 @@ impl Judge for Failing {
         "1"
     }
     fn judge(&self, images: &ImageBatch, prompts: &[&str]) -> seedpo_judge::Result<Vec<f64>> {
-        if self.0.fetch_add(1, Ordering::SeqCst) >= self.1 {
+        if images.len() == 4 && self.0.fetch_add(1, Ordering::SeqCst) >= self.1 {
             return Err(seedpo_judge::Error::Exec { command: "scorer".into(), reason: "it died".into() });
         }
         Colourfulness.judge(images, prompts)
@@ -100,7 +100,7 @@ fn a_judge_that_dies_costs_no_update() {
     let model = common::tiny_model();
     let folder = tempfile::tempdir().unwrap();
     let config = TrainConfig { checkpointing_steps: 100, ..config(folder.path(), "d3po") };
-    let judge = Failing(AtomicUsize::new(0), 8);
+    let judge = Failing(AtomicUsize::new(0), 2);
     let message = start(&model, &config, &judge).run(&mut Silent, &STOP).unwrap_err().to_string();
     assert!(message.contains("it died"), "{message}");
     let run = RunDir::open(&folder.path().join("run")).unwrap();

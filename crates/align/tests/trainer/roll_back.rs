@@ -91,23 +91,35 @@ fn weights_and_moments_are_put_back_where_they_lie() {
 /// The policy that was to be taken back is not saved because it could not be.
 #[test]
 fn a_roll_back_that_fails_saves_nothing() {
-    struct Damage<'a>(&'a Path);
-    impl Observer for Damage<'_> {
-        fn on_update(&mut self, metrics: &UpdateMetrics) -> Result<(), ObserverError> {
-            if metrics.step == 4 {
-                std::fs::write(self.0.join("checkpoint-3/optimizer.safetensors"), b"damaged")?;
+    /// Damages the checkpoint of an update: its file, or the moments in it.
+    struct Damage(u64, bool);
+    impl Observer for Damage {
+        fn on_checkpoint(&mut self, step: u64, folder: &Path) -> Result<(), ObserverError> {
+            let path = folder.join("optimizer.safetensors");
+            match step == self.0 {
+                true if self.1 => std::fs::write(path, b"damaged")?,
+                true => seedpo_tensor::write_weights(&path, &BTreeMap::new(), &BTreeMap::new())?,
+                false => {}
             }
             Ok(())
         }
     }
     let model = common::tiny_model();
-    for lines in ["", FULL] {
+    for (lines, every, file) in [("", 3, true), (FULL, 3, false), ("", 2, false), (FULL, 2, true)] {
         let folder = tempfile::tempdir().unwrap();
         let judge = NanFrom(2, AtomicUsize::new(0));
-        let mut trainer = start(&model, &settings(folder.path(), 3, lines), &judge);
+        let mut trainer = start(&model, &settings(folder.path(), every, lines), &judge);
         let run = RunDir::open(&folder.path().join("run")).unwrap();
-        let message = trainer.run(&mut Damage(run.path()), &STOP).unwrap_err().to_string();
-        assert!(message.contains("optimizer.safetensors"), "{message}");
-        assert_eq!(Checkpoint::list(run.path()).unwrap(), [3]);
+        let (newest, saved) = if every == 3 { (3, vec![3]) } else { (4, vec![2, 4]) };
+        let damaged = run.path().join(Checkpoint::folder_name(newest));
+        let message = trainer.run(&mut Damage(newest, file), &STOP).unwrap_err().to_string();
+        // The tensors are missed in the file, not in its folder.
+        assert!(message.contains(&format!("checkpoint-{newest}/optimizer.safetensors")), "{message}");
+        assert_eq!(Checkpoint::list(run.path()).unwrap(), saved);
+        // What cannot be gone back to is not what the run could go on from.
+        let resume = format!("--resume {}", run.path().join("checkpoint-2").display());
+        assert!(message.contains(&format!("could not be taken back to {}", damaged.display())), "{message}");
+        assert_eq!(message.contains(&resume), every == 2, "{message}");
+        assert_eq!(message.contains("there is no other"), every == 3, "{message}");
     }
 }

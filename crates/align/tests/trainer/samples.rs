@@ -1,7 +1,7 @@
 //! DDPO and DPOK within a run. That they go on bit for bit is tested with the other methods.
 
 use super::*;
-use seedpo_judge::BackgroundJudge;
+use seedpo_judge::{BackgroundJudge, Ensemble, Member, Rule};
 
 #[test]
 fn single_samples_start_at_a_ratio_of_one_and_move() {
@@ -54,5 +54,22 @@ fn a_judge_in_the_background_changes_nothing() {
         };
         let background = BackgroundJudge::new(Box::new(Colourfulness)).unwrap();
         assert_eq!(train(&background), train(&Colourfulness), "{method}");
+    }
+}
+
+/// What is judged to measure the time of judging is in no statistics: neither in those of the whole run nor in a record's.
+#[test]
+fn the_forecast_is_not_in_the_judges_statistics() {
+    let member =
+        || Member { name: "colourfulness".into(), judge: Box::new(Colourfulness), weight: 1.0, typical: (0.0, 1.0) };
+    let ensemble = || Ensemble::new(Rule::Weighted, vec![member()]);
+    let judges: [Box<dyn Judge>; 2] =
+        [Box::new(ensemble()), Box::new(BackgroundJudge::new(Box::new(ensemble())).unwrap())];
+    let model = common::tiny_model();
+    for judge in judges {
+        let folder = tempfile::tempdir().unwrap();
+        start(&model, &config(folder.path(), "d3po"), judge.as_ref()).forecast(true).unwrap();
+        let counts = [judge.statistics(), judge.take_statistics()].map(|of| of[0].count);
+        assert_eq!(counts, [0, 0]);
     }
 }

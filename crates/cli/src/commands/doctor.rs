@@ -116,12 +116,21 @@ fn available_memory() -> Finding {
 fn gpu() -> Finding {
     match parse_device("cuda") {
         Ok(_) => {
-            let tf32 = if tf32::allowed() == Some(true) { "on" } else { "off" };
-            Good(format!("{} CUDA device(s), TF32 {tf32}", tch::Cuda::device_count()))
+            Good(format!("{} CUDA device(s), TF32 {}", tch::Cuda::device_count(), tf32_text(tf32::allowed())))
         }
         Err(_) => {
             Good("none that libtorch can use: the CPU computes (`python3 scripts/setup_libtorch.py --gpu --force` where there is a card)".to_owned())
         }
+    }
+}
+
+/// Where f32 is computed with TF32.
+fn tf32_text(allowed: tf32::Allowed) -> &'static str {
+    match (allowed.products, allowed.convolutions) {
+        (true, true) => "on for products and convolutions",
+        (true, false) => "on for products, off for convolutions",
+        (false, true) => "off for products, on for convolutions",
+        (false, false) => "off",
     }
 }
 

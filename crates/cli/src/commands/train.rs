@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use seedpo_align::checkpoint::Checkpoint;
-use seedpo_align::run_dir::{RunDir, check_inputs, hash_inputs, resume_settings};
+use seedpo_align::run_dir::{InputHashes, RunDir, check_inputs, hash_inputs, resume_settings};
 use seedpo_align::store::Store;
 use seedpo_align::{Finished, PairsFrom, Parts, ReferencePolicy, TrainConfig, Trainer, load_prompts, trainer};
 use seedpo_data::{Options, Pairs};
@@ -102,21 +102,26 @@ pub(super) fn local_model(model: &str, variant: &str, context: &Context) -> Resu
 
 /// A new run: everything that can be refused is checked before its folder is made.
 fn begin(config: TrainConfig, context: &Context) -> Result<Outcome> {
-    // The hash of gigabytes of weights is taken while they are loaded.
-    let inputs = config.clone();
     let began = Instant::now();
+    let hashes = hashing(&config);
+    let start = Start::load(config, context)?;
+    tracing::debug!(seconds = began.elapsed().as_secs_f64(), "model and judges loaded");
+    trainer::check(&start.config, &start.prompts, &start.model)?;
+    let run = RunDir::create(&start.config, &versions(), &hashes()?)?;
+    let _lock = run.lock()?;
+    train(start, run, None, None, context)
+}
+
+/// Begins to hash the inputs, gigabytes of weights, while they are loaded; what it returns waits for the hashes.
+fn hashing(config: &TrainConfig) -> impl FnOnce() -> Result<InputHashes> + use<> {
+    let inputs = config.clone();
     let hashes = std::thread::spawn(move || {
+        let began = Instant::now();
         let hashes = hash_inputs(&inputs);
         tracing::debug!(seconds = began.elapsed().as_secs_f64(), "inputs hashed");
         hashes
     });
-    let start = Start::load(config, context)?;
-    tracing::debug!(seconds = began.elapsed().as_secs_f64(), "model and judges loaded");
-    trainer::check(&start.config, &start.prompts, &start.model)?;
-    let hashes = hashes.join().map_err(|_| anyhow!("the inputs could not be hashed"))??;
-    let run = RunDir::create(&start.config, &versions(), &hashes)?;
-    let _lock = run.lock()?;
-    train(start, run, None, None, context)
+    move || Ok(hashes.join().map_err(|_| anyhow!("the inputs could not be hashed"))??)
 }
 
 /// Measures what a run would take. A warning where it would not fit is no failure.
@@ -142,8 +147,11 @@ fn go_on(resume: &str, given: &Table, context: &Context) -> Result<Outcome> {
     let _lock = run.lock()?;
     let (recorded, inputs) = run.recorded()?;
     let config = resume_settings(&run, &recorded, given)?;
-    check_inputs(&run, &inputs, &hash_inputs(&config)?)?;
-    let start = Start::load(config, context)?;
+    let hashes = hashing(&config);
+    let start = Start::load(config, context);
+    // Inputs that changed may be why they cannot be loaded.
+    check_inputs(&run, &inputs, &hashes()?)?;
+    let start = start?;
     let step = checkpoint.as_ref().map(|checkpoint| checkpoint.position.step);
     context.note(&match step {
         Some(step) => format!("resuming {} after update {step}", run.path().display()),

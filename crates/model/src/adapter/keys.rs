@@ -91,16 +91,16 @@ pub fn canonical_key(key: &str) -> Option<String> {
     }
 }
 
-/// What a file is that has this key, where it is no adapter at all, and what to do with it.
-pub(super) fn whole_model(key: &str) -> Option<&'static str> {
+/// What a file with these keys is, where it is no adapter at all, and what to do with it; with the key that shows it.
+pub(super) fn whole_model<'k>(keys: &[&'k str]) -> Option<(&'k str, &'static str)> {
     let single_file = ["model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.embedders."];
-    match key {
-        "conv_in.weight" => Some("a whole U-Net, not an adapter; give its folder as --unet"),
-        _ if single_file.iter().any(|begin| key.starts_with(begin)) => {
-            Some("a whole model, not an adapter; give it as --model")
-        }
-        _ => None,
+    let begins = |key: &&str| single_file.iter().any(|begin| key.starts_with(begin));
+    if let Some(key) = keys.iter().copied().find(begins) {
+        return Some((key, "a whole model, not an adapter; give it as --model"));
     }
+    // An end alone is no sign: a ControlNet has the first.
+    let [first, last] = ["conv_in.weight", "conv_out.weight"].map(|end| keys.iter().copied().find(|key| *key == end));
+    Some((first.and(last)?, "a whole U-Net, not an adapter; `seedpo sample --unet` takes its folder"))
 }
 
 /// What a key stands for, or why the file cannot be used at all.
@@ -317,9 +317,16 @@ mod tests {
         assert!(matches!(mid, Ok(Parsed::Unsupported(what)) if what.contains("lora_mid")), "{mid:?}");
         let dora = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.dora_scale";
         assert!(parse(dora, 2).unwrap_err().contains("DoRA"));
-        for (key, part) in [("model.diffusion_model.out.2.bias", "--model"), ("conv_in.weight", "--unet")] {
-            assert!(whole_model(key).is_some_and(|what| what.contains(part)), "{key}");
+        let controlnet =
+            ["controlnet_cond_embedding.conv_in.weight", "conv_in.weight", "mid_block.resnets.0.conv1.weight"];
+        for (keys, part) in [
+            (&["model.diffusion_model.out.2.bias"][..], Some("--model")),
+            (&["conv_in.weight", "conv_out.weight"], Some("`seedpo sample --unet`")),
+            (&controlnet, None),
+            (&["diffusion_model.out.2.lora_A.weight"], None),
+        ] {
+            let found = whole_model(keys).map(|(_, what)| what);
+            assert!(found.is_some() == part.is_some() && found.unwrap_or("").contains(part.unwrap_or("")), "{keys:?}");
         }
-        assert_eq!(whole_model("diffusion_model.out.2.lora_A.weight"), None);
     }
 }

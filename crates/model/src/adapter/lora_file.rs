@@ -61,15 +61,15 @@ impl LoraFile {
     pub(super) fn open_counting(path: &Path, layers_per_block: usize) -> Result<Self> {
         let path = resolve(path);
         let file = WeightFile::open(&path)?;
-        if let Some((key, what)) = file.names().find_map(|key| Some((key, keys::whole_model(key)?))) {
+        if let Some((key, what)) = keys::whole_model(&file.names().collect::<Vec<_>>()) {
             return Err(refuse(&path, vec![format!("`{key}`: {what}")]));
         }
-        let mut metadatas = Metadatas::read(&file)?;
+        let metadatas = Metadatas::read(&file)?;
         let mut lora = Self { path, layouts: BTreeSet::new(), modules: BTreeMap::new(), unsupported: Vec::new() };
         let mut problems = Vec::new();
         let found = lora.collect(&file, layers_per_block, &mut problems)?;
         if !found.is_empty() {
-            metadatas.check_known()?;
+            metadatas.check_known(&file)?;
         }
         for (module, found) in found {
             match pair(&module, found, &metadatas) {

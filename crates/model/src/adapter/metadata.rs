@@ -18,48 +18,41 @@ pub(super) struct Metadatas {
     /// In the order of [`Network::ALL`].
     of: [Metadata; Network::ALL.len()],
     /// It says something, of which nothing is known to us.
-    foreign: Option<Error>,
+    foreign: bool,
 }
 
 impl Metadatas {
     /// From the file itself, or from peft's `adapter_config.json` beside it. Errors: [`Error::Config`] for what is malformed.
     pub fn read(file: &WeightFile) -> Result<Self> {
         if let Some(text) = file.metadata().get(KEY) {
-            return Self::in_file(file.path(), text);
+            return Self::in_file(file.path(), &object(file.path(), KEY, text)?);
         }
         let beside = file.path().with_file_name("adapter_config.json");
         let is_peft = file.names().any(|name| name.starts_with("base_model.model."));
         match is_peft && beside.is_file() {
-            true => Ok(Self::of_all(Metadata::parse(&beside, &read_text(&beside)?, "")?)),
+            true => {
+                let said = object(&beside, "", &read_text(&beside)?)?;
+                Ok(Self::of_all(Metadata::of(&beside, &said, "")?))
+            }
             false => Ok(Self::default()),
         }
     }
 
     /// With a pipeline's networks as prefixes (`save_lora_weights`), or of a network alone without one
     /// (`save_lora_adapter`).
-    fn in_file(path: &Path, text: &str) -> Result<Self> {
-        let json: Value = serde_json::from_str(text).unwrap_or_default();
-        let begins = |prefix: &str| json.as_object().is_some_and(|said| said.keys().any(|key| key.starts_with(prefix)));
+    fn in_file(path: &Path, said: &Map<String, Value>) -> Result<Self> {
         let prefixes = Network::ALL.map(|network| format!("{}.", network.prefix()));
-        let plain = ["r", "lora_alpha"].iter().any(|key| json.get(key).is_some());
-        if plain && !prefixes.iter().any(|prefix| begins(prefix)) {
-            return Ok(Self::of_all(Metadata::parse(path, text, "")?));
+        let prefixed = said.keys().any(|key| prefixes.iter().any(|prefix| key.starts_with(prefix)));
+        let plain = ["r", "lora_alpha"].iter().any(|key| said.contains_key(*key));
+        if plain && !prefixed {
+            return Ok(Self::of_all(Metadata::of(path, said, "")?));
         }
-        let [unet, first, second] = prefixes.each_ref().map(|prefix| Metadata::parse(path, text, prefix));
-        let known = !begins("") || prefixes.iter().any(|prefix| begins(prefix));
-        let foreign = (!known).then(|| Error::Config {
-            path: path.to_path_buf(),
-            key: KEY.into(),
-            expected:
-                "rank and alpha as `unet.r`, `text_encoder.r` or `text_encoder_2.r`, or of the U-Net alone as `r`"
-                    .into(),
-            found: text.chars().take(80).collect(),
-        });
-        Ok(Self { of: [unet?, first?, second?], foreign })
+        let [unet, first, second] = prefixes.map(|prefix| Metadata::of(path, said, &prefix));
+        Ok(Self { of: [unet?, first?, second?], foreign: !prefixed && !said.is_empty() })
     }
 
     fn of_all(metadata: Metadata) -> Self {
-        Self { of: [metadata.clone(), metadata.clone(), metadata], foreign: None }
+        Self { of: [metadata.clone(), metadata.clone(), metadata], foreign: false }
     }
 
     /// What is said of a network.
@@ -67,10 +60,29 @@ impl Metadatas {
         &self.of[network as usize]
     }
 
-    /// Errors: [`Error::Config`] where the file says something that we understand nothing of, which a scale may depend on.
-    pub fn check_known(&mut self) -> Result<()> {
-        self.foreign.take().map_or(Ok(()), Err)
+    /// Errors: [`Error::Config`] where `file`, which this was read from, says something that we understand nothing of and a
+    /// scale may depend on.
+    pub fn check_known(&self, file: &WeightFile) -> Result<()> {
+        let expected =
+            "rank and alpha as `unet.r`, `text_encoder.r` or `text_encoder_2.r`, or of the U-Net alone as `r`";
+        let found = file.metadata().remove(KEY).unwrap_or_default();
+        if self.foreign { Err(wrong(file.path(), KEY, expected, &found)) } else { Ok(()) }
     }
+}
+
+/// An error about what the metadata says.
+fn wrong(path: &Path, key: &str, expected: &str, found: &str) -> Error {
+    Error::Config {
+        path: path.to_path_buf(),
+        key: key.to_owned(),
+        expected: expected.to_owned(),
+        found: found.chars().take(80).collect(),
+    }
+}
+
+/// `text` as a JSON object; `key` is where it lies in the file `path`, for errors.
+fn object(path: &Path, key: &str, text: &str) -> Result<Map<String, Value>> {
+    serde_json::from_str(text).map_err(|e| wrong(path, key, &format!("a JSON object ({e})"), text))
 }
 
 /// The part of peft's `LoraConfig` that the result depends on.
@@ -85,17 +97,11 @@ pub(super) struct Metadata {
 
 impl Metadata {
     /// From JSON whose keys carry `prefix` (`unet.` and the like in diffusers' files, none in peft's). Errors name `path` and key.
-    pub fn parse(path: &Path, text: &str, prefix: &str) -> Result<Self> {
-        let wrong = |key: &str, expected: &str, found: &Value| Error::Config {
-            path: path.to_path_buf(),
-            key: format!("{prefix}{key}"),
-            expected: expected.to_owned(),
-            found: found.to_string().chars().take(80).collect(),
+    fn of(path: &Path, said: &Map<String, Value>, prefix: &str) -> Result<Self> {
+        let wrong = |key: &str, expected: &str, found: &Value| {
+            wrong(path, &format!("{prefix}{key}"), expected, &found.to_string())
         };
-        let json: Value = serde_json::from_str(text)
-            .map_err(|e| wrong("", &format!("a JSON object ({e})"), &Value::String(text.to_owned())))?;
-        let object = json.as_object().ok_or_else(|| wrong("", "a JSON object", &json))?;
-        let get = |key: &str| object.get(&format!("{prefix}{key}")).filter(|value| !value.is_null());
+        let get = |key: &str| said.get(&format!("{prefix}{key}")).filter(|value| !value.is_null());
         let number = |key: &str| match get(key) {
             None => Ok(None),
             Some(value) => value.as_f64().map(Some).ok_or_else(|| wrong(key, "a number", value)),

@@ -78,16 +78,21 @@ impl UNet2DConditionModel {
     }
 
     /// Takes over the values of `other`, in place, cast where the number type differs. Errors: [`Error::Argument`] for
-    /// another network.
-    pub fn copy_from(&mut self, other: &Self) -> Result<()> {
+    /// another network, before anything is changed.
+    pub fn copy_from(&self, other: &Self) -> Result<()> {
         let _frozen = tch::no_grad_guard();
-        for (name, tensor) in &mut self.parameters {
-            let source = other.parameters.get(name).ok_or_else(|| Error::Argument {
-                what: format!("U-Net tensor `{name}`"),
-                expected: "one of both networks".into(),
-                found: "none".into(),
-            })?;
-            tensor.copy_(source);
+        let names = self.parameters.keys().chain(other.parameters.keys());
+        let shape = |unet: &Self, name| {
+            unet.parameters.get(name).map_or_else(|| "none".to_owned(), |tensor| format!("shape {:?}", tensor.size()))
+        };
+        for name in names {
+            let (expected, found) = (shape(self, name), shape(other, name));
+            if expected != found {
+                return Err(Error::Argument { what: format!("U-Net tensor `{name}`"), expected, found });
+            }
+        }
+        for (name, tensor) in &self.parameters {
+            tensor.shallow_clone().f_copy_(&other.parameters[name])?;
         }
         Ok(())
     }
