@@ -101,7 +101,7 @@ pub struct Global {
     #[arg(long, global = true, value_name = "NAME", help_heading = "Model files")]
     pub revision: Option<String>,
 
-    /// What the U-Net predicts: epsilon or v_prediction [default: as the model's files say].
+    /// What the U-Net predicts: epsilon, v_prediction or sample (the clean latents) [default: as the model's files say].
     #[arg(long, global = true, value_name = "TYPE", help_heading = "Model files")]
     pub prediction_type: Option<String>,
 

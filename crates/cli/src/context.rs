@@ -41,7 +41,7 @@ impl ModelFlags {
     pub fn load_options(&self, device: Device, context: &Context) -> Result<LoadOptions> {
         let prediction_type = given(&self.prediction_type).map(|name| {
             let parsed = PredictionType::from_name(name);
-            parsed.with_context(|| format!("prediction type: expected epsilon or v_prediction, found `{name}`"))
+            parsed.with_context(|| format!("prediction type: expected epsilon, v_prediction or sample, found `{name}`"))
         });
         let kind = context.base_kind(&self.dtype, device).context("dtype")?;
         Ok(LoadOptions {

@@ -67,7 +67,8 @@ fn check(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The side of the images the model was trained on, in pixels, and its latent channels.
-pub fn native_size(model: &DiffusionModel) -> (i64, i64) {
-    (model.latent_size() * model.vae.config().scale_factor(), model.unet.config().in_channels)
+/// Height and width of the images the model was trained on, in pixels, and its latent channels.
+pub fn native_size(model: &DiffusionModel) -> ([i64; 2], i64) {
+    let factor = model.vae.config().scale_factor();
+    (model.latent_size().map(|side| side * factor), model.unet.config().in_channels)
 }

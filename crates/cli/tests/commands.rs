@@ -15,6 +15,8 @@ mod judge_training;
 mod judging;
 #[path = "commands/memory.rs"]
 mod memory;
+#[path = "commands/odd_folders.rs"]
+mod odd_folders;
 #[path = "commands/pairs.rs"]
 mod pairs;
 #[path = "commands/probing.rs"]

@@ -102,8 +102,8 @@ impl Noising {
         let timesteps = Tensor::from_slice(&[timesteps, timesteps].concat());
         let noised = model.schedule.add_noise(latents, noise, &timesteps)?;
         let policy = Policy::new(model, None);
-        let epsilon = policy.predict_noise(&noised, &timesteps, conditioning, self.guidance_scale)?;
-        let clean = model.schedule.clean_latents(&noised, &epsilon, &timesteps)?;
+        let output = policy.predict_output(&noised, &timesteps, conditioning, self.guidance_scale)?;
+        let clean = model.schedule.to_clean(&output, &noised, &timesteps)?;
         Ok(model.vae.decode_latents(&clean)?)
     }
 }

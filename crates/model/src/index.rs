@@ -67,11 +67,15 @@ impl Pipeline {
             "requires_safety_checker",
             "add_watermarker",
         ]);
-        if let Some(value) =
-            index.raw("image_encoder").filter(|v| v.as_array().is_none_or(|a| a.iter().any(|x| !x.is_null())))
-            && !value.is_null()
-        {
-            return Err(index.wrong("image_encoder", "null (image prompts are not supported)", &value));
+        // Parts that are not there, and options that are off: of img2img's pipelines, of IP-Adapter's, ..
+        index.drop_where(is_absent);
+        for (key, expected) in [
+            ("image_encoder", "null (image prompts are not supported)"),
+            ("requires_aesthetics_score", "false (the SDXL refiner, which asks for it, is not supported)"),
+        ] {
+            if let Some(value) = index.raw(key) {
+                return Err(index.wrong(key, expected, &value));
+            }
         }
         index.finish()?;
         Ok(pipeline)
@@ -116,5 +120,14 @@ impl Pipeline {
             }
         }
         index
+    }
+}
+
+/// Whether a value says that there is no such part, or that an option is off.
+fn is_absent(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(entries) => entries.iter().all(Value::is_null),
+        _ => false,
     }
 }

@@ -1,6 +1,7 @@
 //! CLIP, U-Net, VAE, LoRA adapters, tokenizer and noise schedule; diffusers folders in and out.
 
 mod error;
+mod heads;
 mod index;
 mod layers;
 mod layout;

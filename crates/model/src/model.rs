@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use seedpo_tensor::{Params, WeightFile, write_atomic, write_weights_in};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
@@ -20,15 +20,12 @@ use crate::tokenizer::ClipTokenizer;
 use crate::unet::UNet2DConditionModel;
 use crate::vae::{AutoencoderKl, Tiling};
 
+const SETTINGS: &str = "tokenizer_config.json";
+/// What CLIP's tokenizers fill rows with where no file says another.
+const USUAL_PAD: &str = "<|endoftext|>";
 /// What may lie in `tokenizer/`; those that do are copied on saving.
-const TOKENIZER_FILES: &[&str] = &[
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.json",
-];
+const TOKENIZER_FILES: &[&str] =
+    &["vocab.json", "merges.txt", SETTINGS, "special_tokens_map.json", "added_tokens.json", "tokenizer.json"];
 
 /// Where to put a model, in which number type, and what its files leave open.
 #[derive(Clone, Debug, PartialEq)]
@@ -227,9 +224,9 @@ impl DiffusionModel {
 
     /// Height and width of the latents the model was trained on: the U-Net's `sample_size`, else the VAE's
     /// `sample_size` divided by its scale.
-    pub fn latent_size(&self) -> i64 {
+    pub fn latent_size(&self) -> [i64; 2] {
         let vae = self.vae.config();
-        self.unet.config().sample_size.unwrap_or((vae.sample_size / vae.scale_factor()).max(1))
+        self.unet.config().sample_size.unwrap_or([(vae.sample_size / vae.scale_factor()).max(1); 2])
     }
 }
 
@@ -302,8 +299,9 @@ fn copy_tokenizer(tokenizer: &ClipTokenizer, to: &Path) -> Result<()> {
             continue;
         }
         let mut bytes = std::fs::read(&source).map_err(|e| seedpo_tensor::Error::io(&source, e))?;
+        let unsaid = (*name == SETTINGS).then_some(USUAL_PAD);
         if let Ok(mut settings @ Value::Object(_)) = serde_json::from_slice(&bytes)
-            && pad_token(&settings).is_some_and(|pad| pad != tokenizer.pad_token())
+            && pad_token(&settings).or(unsaid).is_some_and(|pad| pad != tokenizer.pad_token())
         {
             settings["pad_token"] = tokenizer.pad_token().into();
             bytes = format!("{settings:#}\n").into_bytes();
@@ -311,6 +309,10 @@ fn copy_tokenizer(tokenizer: &ClipTokenizer, to: &Path) -> Result<()> {
             continue;
         }
         write_atomic(&target, &bytes)?;
+    }
+    let settings = to.join(SETTINGS);
+    if tokenizer.pad_token() != USUAL_PAD && !settings.exists() {
+        save_json(&settings, &json!({"pad_token": tokenizer.pad_token(), "tokenizer_class": "CLIPTokenizer"}))?;
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ impl TextParts {
         let config = TextConfig::from_file(&folder.join(format!("text_encoder{suffix}/config.json")))?;
         let own = folder.join(format!("tokenizer{suffix}"));
         let tokenizer = ClipTokenizer::from_folder(tokenizer.unwrap_or(&own))?;
+        let tokenizer = tokenizer.for_rows_of(config.max_position_embeddings);
         // The class in model_index.json decides, as in diffusers: the configuration need not name one.
         let parts = Self { suffix, tokenizer, config: TextConfig { with_projection, ..config } };
         parts.check(folder)?;

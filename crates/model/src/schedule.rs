@@ -12,7 +12,8 @@ use crate::{Error, Result};
 /// 1e-6 (relative) away from the values that the published models were trained with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NoiseSchedule {
-    /// ᾱ_t for t = 0 .. `num_train_timesteps`: in (0, 1), strictly falling.
+    /// ᾱ_t for t = 0 .. `num_train_timesteps`: in (0, 1), strictly falling; the last is 0 where the betas are rescaled to
+    /// zero terminal signal-to-noise ratio.
     pub alphas_cumprod: Vec<f64>,
     /// What the U-Net's output means.
     pub prediction_type: PredictionType,
@@ -31,22 +32,21 @@ pub struct NoiseSchedule {
 impl NoiseSchedule {
     /// From the folder's configuration.
     ///
-    /// Errors: [`Error::Argument`] where betas are outside (0, 1), where ᾱ does not fall strictly or reaches 0, and
-    /// for `rescale_betas_zero_snr` (ᾱ = 0 at the last timestep: noise prediction is undefined there).
+    /// Errors: [`Error::Argument`] where betas are outside (0, 1), where ᾱ does not fall strictly, and where it reaches 0
+    /// without `rescale_betas_zero_snr`.
     pub fn new(config: &SchedulerConfig) -> Result<Self> {
-        if config.rescale_betas_zero_snr {
-            return Err(wrong("rescale_betas_zero_snr", "false (zero terminal SNR is not supported)", "true"));
-        }
+        let rescaled = config.rescale_betas_zero_snr;
         let betas = betas(config)?;
+        let betas = if rescaled { rescaled_to_zero_terminal_snr(&betas)? } else { betas };
         let values = Vec::<f64>::try_from(betas.to_kind(Kind::Double))?;
-        if let Some(beta) = values.iter().find(|&&beta| !(beta > 0.0 && beta < 1.0)) {
+        if let Some(beta) = values.iter().find(|&&beta| !(beta > 0.0 && (beta < 1.0 || rescaled && beta == 1.0))) {
             return Err(wrong("betas", "numbers between 0 and 1", beta));
         }
         let alphas: Tensor = 1.0 - betas;
         let alphas_cumprod = Vec::<f64>::try_from(alphas.cumprod(0, Kind::Float).to_kind(Kind::Double))?;
         let falls = alphas_cumprod.windows(2).all(|pair| pair[1] < pair[0]);
         match alphas_cumprod.last() {
-            Some(&last) if falls && last > 0.0 => {}
+            Some(&last) if falls && (last > 0.0 || rescaled && last == 0.0) => {}
             last => return Err(wrong("alphas_cumprod", "a strictly falling row above 0", format!("last {last:?}"))),
         }
         Ok(Self {
@@ -93,18 +93,46 @@ impl NoiseSchedule {
         Ok((signal.f_mul(&float(v))?).f_add(&sigma.f_mul(&float(latents))?)?)
     }
 
-    /// The x_0 that predicted noise stands for, `(x_t − √(1−ᾱ_t) ε) / √ᾱ_t`, f32; shapes and errors as
+    /// The noise that a predicted x_0 stands for, `ε = (x_t − √ᾱ_t x_0) / √(1−ᾱ_t)`, f32; shapes and errors as
     /// [`add_noise`](Self::add_noise).
+    pub fn eps_from_clean(&self, x0: &Tensor, latents: &Tensor, timesteps: &Tensor) -> Result<Tensor> {
+        let (signal, sigma) = self.coefficients(timesteps, latents)?;
+        Ok(float(latents).f_sub(&signal.f_mul(&float(x0))?)?.f_div(&sigma)?)
+    }
+
+    /// The x_0 that predicted noise stands for, `(x_t − √(1−ᾱ_t) ε) / √ᾱ_t`, f32; shapes and errors as
+    /// [`add_noise`](Self::add_noise), and [`Error::Argument`] for a timestep at which ᾱ is 0.
     pub fn clean_latents(&self, latents: &Tensor, epsilon: &Tensor, timesteps: &Tensor) -> Result<Tensor> {
+        let last = self.num_train_timesteps - 1;
+        if self.alpha_cumprod(last) == 0.0 && timesteps.max().int64_value(&[]) == last {
+            let expected =
+                format!("below {last}, where the rescaled betas leave nothing of the picture beside the noise");
+            return Err(wrong("timestep", expected, last));
+        }
         let (signal, sigma) = self.coefficients(timesteps, latents)?;
         Ok(float(latents).f_sub(&sigma.f_mul(&float(epsilon))?)?.f_div(&signal)?)
     }
 
-    /// The network's raw output as noise ε, f32: itself for epsilon models, [`eps_from_v`](Self::eps_from_v) for v.
+    /// The network's raw output as noise ε, f32: itself for epsilon models, [`eps_from_v`](Self::eps_from_v) for v,
+    /// [`eps_from_clean`](Self::eps_from_clean) where it is the clean latents.
     pub fn to_epsilon(&self, output: &Tensor, latents: &Tensor, timesteps: &Tensor) -> Result<Tensor> {
         match self.prediction_type {
             PredictionType::Epsilon => Ok(float(output)),
             PredictionType::VPrediction => self.eps_from_v(output, latents, timesteps),
+            PredictionType::Sample => self.eps_from_clean(output, latents, timesteps),
+        }
+    }
+
+    /// The clean latents that the network's raw output stands for, f32; shapes and errors as
+    /// [`clean_latents`](Self::clean_latents), of epsilon models only.
+    pub fn to_clean(&self, output: &Tensor, latents: &Tensor, timesteps: &Tensor) -> Result<Tensor> {
+        match self.prediction_type {
+            PredictionType::Epsilon => self.clean_latents(latents, output, timesteps),
+            PredictionType::Sample => Ok(float(output)),
+            PredictionType::VPrediction => {
+                let (signal, sigma) = self.coefficients(timesteps, latents)?;
+                Ok(signal.f_mul(&float(latents))?.f_sub(&sigma.f_mul(&float(output))?)?)
+            }
         }
     }
 
@@ -143,6 +171,19 @@ fn betas(config: &SchedulerConfig) -> Result<Tensor> {
         BetaSchedule::ScaledLinear => Tensor::f_linspace(start.sqrt(), end.sqrt(), count, options)?.f_square()?,
         BetaSchedule::SquaredcosCapV2 => Tensor::from_slice(&cosine_betas(count)),
     })
+}
+
+/// diffusers' `rescale_zero_terminal_snr` by the same f32 kernels (algorithm 1 of Lin et al. 2023): √ᾱ moved and stretched
+/// so that the last is 0 and the first what it was.
+fn rescaled_to_zero_terminal_snr(betas: &Tensor) -> Result<Tensor> {
+    let alphas: Tensor = 1.0 - betas;
+    let roots = alphas.f_cumprod(0, Kind::Float)?.f_sqrt()?;
+    let count = roots.size()[0];
+    let (first, last) = (roots.f_narrow(0, 0, 1)?, roots.f_narrow(0, count - 1, 1)?);
+    let roots = (&roots - &last) * (&first / (&first - &last));
+    let bars = roots.f_square()?;
+    let alphas = bars.f_narrow(0, 1, count - 1)?.f_div(&bars.f_narrow(0, 0, count - 1)?)?;
+    Ok(1.0 - Tensor::f_cat(&[&bars.f_narrow(0, 0, 1)?, &alphas], 0)?)
 }
 
 /// `betas_for_alpha_bar` of diffusers: f64 until the last cast.

@@ -1,6 +1,8 @@
 //! CLIP's tokenizer, from a diffusers folder's `tokenizer/`.
 
 mod built_in;
+mod row_length;
+mod vocabulary;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +10,7 @@ use std::path::{Path, PathBuf};
 use seedpo_tensor::read_text;
 use serde_json::{Map, Value};
 use tch::Tensor;
-use tokenizers::models::bpe::{BPE, BpeBuilder, Merges, Vocab};
+use tokenizers::models::bpe::{BPE, BpeBuilder};
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
@@ -45,12 +47,15 @@ pub struct ClipTokenizer {
     pad: i64,
     pad_token: String,
     max_length: usize,
+    /// Whether its own files say `max_length`.
+    says_length: bool,
     cleaned: bool,
 }
 
 impl ClipTokenizer {
-    /// Reads `vocab.json` + `merges.txt` (or `tokenizer.json`), `tokenizer_config.json` and, where they are there,
-    /// `special_tokens_map.json` and `added_tokens.json`, with the precedence that transformers gives them.
+    /// Reads `vocab.json` + `merges.txt` (or `tokenizer.json`) and, where they are there, `tokenizer_config.json`,
+    /// `special_tokens_map.json` and `added_tokens.json`, with the precedence that transformers gives them. What none of
+    /// them says is CLIP's; of rows whose length they leave open see [`Self::max_length`].
     ///
     /// `folder` is the one that holds these files, or a diffusers folder with a `tokenizer/` in it.
     /// Errors: a missing or malformed file, an option that is not supported; each names file and key.
@@ -80,7 +85,11 @@ impl ClipTokenizer {
         };
         let (bos, eos, pad) = (id("bos_token")?, id("eos_token")?, id("pad_token")?);
         let pad_token = settings.content("pad_token");
-        Ok(Self { bos, eos, pad, pad_token, max_length: settings.max_length, cleaned: false, inner, folder })
+        let (max_length, says_length) = match settings.max_length {
+            Some(length) => (length, true),
+            None => (row_length::beside(&folder), false),
+        };
+        Ok(Self { bos, eos, pad, pad_token, max_length, says_length, cleaned: false, inner, folder })
     }
 
     /// Token ids `[B, L]`, i64 on the CPU, L = [`max_length`](Self::max_length): start token, the prompt's tokens
@@ -105,7 +114,8 @@ impl ClipTokenizer {
         Ok(self.words(prompt)?.len() + 2)
     }
 
-    /// L: how many tokens a row of [`encode`](Self::encode) has (`model_max_length`, 77 in every SD folder).
+    /// L: how many tokens a row of [`encode`](Self::encode) has (`model_max_length`, 77 in every SD folder). Where the files
+    /// say none, or one without limit, it is what the text encoder in the same folder reads, else 77; a warning is logged.
     pub fn max_length(&self) -> usize {
         self.max_length
     }
@@ -145,7 +155,8 @@ struct Settings {
     named: BTreeMap<&'static str, Named>,
     added: BTreeMap<u64, AddedToken>,
     extra: Vec<Named>,
-    max_length: usize,
+    /// `None` where the files leave it open.
+    max_length: Option<usize>,
     split_special_tokens: bool,
 }
 
@@ -168,17 +179,13 @@ impl Named {
 impl Settings {
     fn read(folder: &Path) -> Result<Self> {
         let config_path = folder.join("tokenizer_config.json");
-        let config = read_object(&config_path)?;
+        let config = if config_path.is_file() { read_object(&config_path)? } else { Map::new() };
         for (key, only) in [("padding_side", "right"), ("truncation_side", "right")] {
             if let Some(side) = config.get(key).filter(|side| side.as_str() != Some(only)) {
                 return Err(wrong(&config_path, key, &format!("\"{only}\""), side));
             }
         }
-        let max_length = config.get("model_max_length").cloned().unwrap_or(Value::Null);
-        let max_length = match max_length.as_u64() {
-            Some(length @ 3..=65536) => length as usize,
-            _ => return Err(wrong(&config_path, "model_max_length", "a whole number from 3 to 65536", &max_length)),
-        };
+        let max_length = row_length::of(&config_path, &config)?;
         let split_special_tokens = config.get("split_special_tokens").and_then(Value::as_bool).unwrap_or(false);
         let (named, added, extra) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         let mut settings = Self { named, added, extra, max_length, split_special_tokens };
@@ -311,7 +318,7 @@ fn described(path: &Path, key: &str, value: &Value, special: bool) -> Result<Add
 fn backend(folder: &Path, unk: &str) -> Result<Tokenizer> {
     let json_path = folder.join("tokenizer.json");
     let builder = if json_path.is_file() {
-        let (vocab, merges) = vocabulary_of(&json_path)?;
+        let (vocab, merges) = vocabulary::of(&json_path)?;
         BPE::builder().vocab_and_merges(vocab, merges)
     } else {
         let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
@@ -336,30 +343,6 @@ fn assembled(builder: BpeBuilder, origin: &Path, unk: &str, words: &str) -> Resu
     let steps: Vec<PreTokenizerWrapper> = vec![split.map_err(fixed)?.into(), ByteLevel::new(false, true, true).into()];
     tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(steps)));
     Ok(tokenizer)
-}
-
-fn vocabulary_of(path: &Path) -> Result<(Vocab, Merges)> {
-    let json = read_object(path)?;
-    let model = json.get("model").unwrap_or(&Value::Null);
-    let vocab = model.get("vocab").and_then(Value::as_object);
-    let vocab = vocab.ok_or_else(|| wrong(path, "model.vocab", "an object", model))?;
-    let vocab = vocab
-        .iter()
-        .map(|(token, id)| match id.as_u64().and_then(|id| u32::try_from(id).ok()) {
-            Some(id) => Ok((token.clone(), id)),
-            None => Err(wrong(path, "model.vocab", "token ids", id)),
-        })
-        .collect::<Result<_>>()?;
-    let merges = model.get("merges").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let pair = |merge: &Value| match merge {
-        Value::String(text) => text.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())),
-        value => Some((value.get(0)?.as_str()?.to_owned(), value.get(1)?.as_str()?.to_owned())),
-    };
-    let merges = merges
-        .iter()
-        .map(|merge| pair(merge).ok_or_else(|| wrong(path, "model.merges", "pairs of tokens", merge)))
-        .collect::<Result<_>>()?;
-    Ok((vocab, merges))
 }
 
 fn read_object(path: &Path) -> Result<Map<String, Value>> {

@@ -276,3 +276,52 @@ fn the_text_encoders_name_follows_the_family() {
     assert_eq!(written(&[text, open], Some(true)).unwrap(), "te1");
     assert_eq!(written(&[text, open], Some(false)).unwrap(), "te");
 }
+
+/// Files of tools that write alpha and rank as plain entries of the metadata, in their several spellings.
+#[test]
+fn plain_metadata_scales_and_contradictions_are_refused() {
+    let (unet, folder) = (unet(), tempfile::tempdir().unwrap());
+    let config = LoraConfig { rank: 4, alpha: 4.0, ..LoraConfig::default() };
+    let tensors: BTreeMap<String, Tensor> =
+        Adapter::lora(&unet, &config, 7).unwrap().tensors().into_iter().map(|(key, t)| (key, t.detach())).collect();
+    let path = folder.path().join("plain.safetensors");
+    let load = |said: &[(&str, &str)]| {
+        let metadata = said.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        write_weights(&path, &tensors, &metadata).unwrap();
+        let adapter = Adapter::load(&path, &unet).map_err(|e| e.to_string())?;
+        let scale = |path: &str| match adapter.delta(path) {
+            Some(Delta::LowRank { scale, .. }) => *scale,
+            other => panic!("{path}: {other:?}"),
+        };
+        let scales: Vec<f64> = adapter.paths().map(scale).collect();
+        assert!(scales.windows(2).all(|pair| pair[0] == pair[1]));
+        Ok::<_, String>(scales[0])
+    };
+    let json = r#"{"unet.r": 4, "unet.lora_alpha": 8}"#;
+    for (said, scale) in [
+        (&[][..], 1.0),
+        (&[("format", "pt"), ("rank", "4")], 1.0),
+        (&[("alpha", "8"), ("rank", "4")], 2.0),
+        (&[("lora_alpha", "8.0"), ("r", "4")], 2.0),
+        (&[("unet.lora_alpha", "6"), ("unet.r", "4")], 1.5),
+        (&[("unet.alpha", "6"), ("alpha", "6")], 1.5),
+        // The rank is the tensors'.
+        (&[("alpha", "2")], 0.5),
+        (&[("alpha", "0"), ("rank", "4")], 0.0),
+        (&[("text_encoder.alpha", "8")], 1.0),
+        (&[("lora_adapter_metadata", json), ("alpha", "8")], 2.0),
+    ] {
+        assert_eq!(load(said), Ok(scale), "{said:?}");
+    }
+    for (said, parts) in [
+        (&[("alpha", "8"), ("rank", "8")][..], ["rank 8", "found 4"]),
+        (&[("alpha", "8"), ("lora_alpha", "4")], ["`metadata alpha`", "`lora_alpha`"]),
+        (&[("alpha", "8"), ("unet.alpha", "4")], ["`metadata alpha`", "`unet.alpha`"]),
+        (&[("alpha", "eight")], ["`metadata alpha`", "a number, found eight"]),
+        (&[("alpha", "inf")], ["`metadata alpha`", "found inf"]),
+        (&[("lora_adapter_metadata", json), ("alpha", "4")], ["`metadata lora_alpha`", "expected 8"]),
+    ] {
+        let message = load(said).unwrap_err();
+        assert!(parts.iter().all(|part| message.contains(part)), "{said:?}: {message}");
+    }
+}

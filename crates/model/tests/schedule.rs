@@ -24,7 +24,7 @@ fn worst(a: &Tensor, b: &Tensor) -> f64 {
 #[test]
 fn alphas_equal_those_of_diffusers_bit_for_bit() {
     let file = fixture();
-    for case in ["sd15", "sd21", "euler", "linear", "cosine", "trained"] {
+    for case in ["sd15", "sd21", "euler", "linear", "cosine", "trained", "zero"] {
         let expected = file.tensor(&format!("{case}.alphas_cumprod")).unwrap().to_kind(Kind::Double);
         let expected = Vec::<f64>::try_from(expected).unwrap();
         let found = schedule(&file, case);
@@ -48,7 +48,7 @@ fn the_options_of_the_folder_are_kept() {
 #[test]
 fn noising_and_velocity_equal_those_of_diffusers() {
     let file = fixture();
-    for case in ["sd15", "sd21", "euler", "linear", "cosine", "trained"] {
+    for case in ["sd15", "sd21", "euler", "linear", "cosine", "trained", "zero"] {
         let get = |name: &str| file.tensor(&format!("{case}.{name}")).unwrap();
         let s = schedule(&file, case);
         let (x0, noise, t) = (get("x0"), get("noise"), get("timesteps"));
@@ -67,8 +67,44 @@ fn a_v_output_becomes_the_noise_that_diffusers_steps_with() {
     let get = |name: &str| file.tensor(&format!("v.{name}")).unwrap();
     let found = schedule(&file, "sd21").to_epsilon(&get("output"), &get("latents"), &get("timesteps")).unwrap();
     assert!(worst(&found, &get("epsilon")) < 2e-5);
+    let (s, x, t) = (schedule(&file, "sd21"), get("latents"), get("timesteps"));
+    let clean = s.to_clean(&get("output"), &x, &t).unwrap();
+    assert!(worst(&clean, &s.clean_latents(&x, &found, &t).unwrap()) < 2e-5);
     let plain = schedule(&file, "sd15").to_epsilon(&get("output"), &get("latents"), &get("timesteps")).unwrap();
     assert_eq!(plain, get("output"));
+}
+
+/// As above; diffusers divides by √(1−ᾱ') ≥ 0.03 here.
+#[test]
+fn clean_latents_as_output_become_the_noise_that_diffusers_steps_with() {
+    let file = fixture();
+    let get = |name: &str| file.tensor(name).unwrap();
+    let schedule = schedule(&file, "sample");
+    assert_eq!(schedule.prediction_type, PredictionType::Sample);
+    let (x, x0, t) = (get("v.latents"), get("v.output"), get("v.timesteps"));
+    let found = schedule.to_epsilon(&x0, &x, &t).unwrap();
+    assert!(worst(&found, &get("sample.epsilon")) < 1e-4, "{}", worst(&found, &get("sample.epsilon")));
+    assert!(worst(&schedule.clean_latents(&x, &found, &t).unwrap(), &x0) < 1e-4);
+}
+
+#[test]
+fn nothing_is_told_by_the_noise_where_nothing_else_is_left() {
+    let schedule = schedule(&fixture(), "zero");
+    assert_eq!(schedule.alphas_cumprod[999], 0.0);
+    let x = Tensor::randn([1, 4, 2, 2], tch::kind::FLOAT_CPU);
+    let at = |t: i64| schedule.clean_latents(&x, &x, &Tensor::from_slice(&[t]));
+    assert!(at(998).is_ok());
+    let message = at(999).unwrap_err().to_string();
+    assert!(message.contains("`timestep`: expected below 999") && message.contains("rescaled"), "{message}");
+    // What v or the clean latents themselves say of the picture needs none of it.
+    let (v, last) = (&x * 3.0, Tensor::from_slice(&[999i64]));
+    assert_eq!(schedule.to_clean(&v, &x, &last).unwrap(), -&v);
+    let sample = NoiseSchedule { prediction_type: PredictionType::Sample, ..schedule.clone() };
+    assert_eq!(sample.to_clean(&v, &x, &last).unwrap(), v);
+    let epsilon = NoiseSchedule { prediction_type: PredictionType::Epsilon, ..schedule.clone() };
+    assert!(epsilon.to_clean(&v, &x, &last).is_err());
+    // A v-prediction model's noise there is all of x_t.
+    assert_eq!(schedule.to_epsilon(&(&x * 3.0), &x, &Tensor::from_slice(&[999i64])).unwrap(), x);
 }
 
 #[test]
@@ -88,7 +124,7 @@ fn one_timestep_serves_a_batch_and_one_outside_is_refused() {
 fn schedules_that_are_none_are_refused_by_name() {
     let good = SchedulerConfig::stable_diffusion();
     let cases = [
-        (SchedulerConfig { rescale_betas_zero_snr: true, ..good.clone() }, "rescale_betas_zero_snr"),
+        (SchedulerConfig { num_train_timesteps: 1, rescale_betas_zero_snr: true, ..good.clone() }, "betas"),
         (
             SchedulerConfig {
                 beta_start: -0.1,
@@ -105,7 +141,7 @@ fn schedules_that_are_none_are_refused_by_name() {
         assert!(message.contains(key), "{message}");
     }
     for (json, key) in [
-        (r#"{"prediction_type": "sample"}"#, "prediction_type"),
+        (r#"{"prediction_type": "flow_prediction"}"#, "prediction_type"),
         (r#"{"beta_schedule": "sigmoid"}"#, "beta_schedule"),
         (r#"{"beta_start": 0}"#, "beta_start"),
         (r#"{"num_train_timesteps": 0}"#, "num_train_timesteps"),

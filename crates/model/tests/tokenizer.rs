@@ -104,10 +104,11 @@ fn a_batch_is_one_row_per_prompt() {
 /// Each broken folder is refused with an error that names the file and, where there is one, the key.
 #[test]
 fn broken_folders_name_file_and_key() {
-    let cases: [(&str, &str, &[&str]); 9] = [
+    let cases: [(&str, &str, &[&str]); 10] = [
         ("tokenizer_config.json", "", &["tokenizer_config.json", "JSON"]),
         ("tokenizer_config.json", "[1]", &["tokenizer_config.json"]),
-        ("tokenizer_config.json", "{}", &["tokenizer_config.json", "model_max_length", "null"]),
+        ("tokenizer_config.json", r#"{"model_max_length": 2}"#, &["tokenizer_config.json", "model_max_length", "2"]),
+        ("tokenizer_config.json", r#"{"model_max_length": "77"}"#, &["model_max_length", "whole number", "\"77\""]),
         ("tokenizer_config.json", r#"{"model_max_length": 77, "padding_side": "left"}"#, &["padding_side", "left"]),
         ("tokenizer_config.json", r#"{"model_max_length": 77, "eos_token": null}"#, &["eos_token", "null"]),
         ("special_tokens_map.json", r#"{"bos_token": 7}"#, &["special_tokens_map.json", "bos_token", "7"]),
@@ -123,10 +124,81 @@ fn broken_folders_name_file_and_key() {
             assert!(message.contains(part), "{name} {content:?}: {message}");
         }
     }
-    for name in ["vocab.json", "merges.txt", "tokenizer_config.json"] {
+    for name in ["vocab.json", "merges.txt"] {
         let folder = folder_of("sd1");
         std::fs::remove_file(folder.path().join(name)).unwrap();
         let message = ClipTokenizer::from_folder(folder.path()).unwrap_err().to_string();
         assert!(message.contains(name), "{message}");
     }
+}
+
+/// What transformers 5 makes of folders with few files; without `model_max_length` it has no limit of its own.
+#[test]
+fn what_the_files_leave_open_is_clips() {
+    let words = ["a red fox", "A  Photo of 3 cats, it's", "", "<|endoftext|> hi"];
+    let full = ClipTokenizer::from_folder(folder_of("sd1").path()).unwrap().encode(&words).unwrap();
+    for missing in [
+        &["tokenizer_config.json"][..],
+        &["special_tokens_map.json"],
+        &["tokenizer_config.json", "special_tokens_map.json"],
+    ] {
+        let folder = folder_of("sd1");
+        missing.iter().for_each(|name| std::fs::remove_file(folder.path().join(name)).unwrap());
+        let tokenizer = ClipTokenizer::from_folder(folder.path()).unwrap();
+        assert_eq!(tokenizer.encode(&words).unwrap(), full, "{missing:?}");
+    }
+    // The saved kind pads with `!` by its tokenizer_config.json alone.
+    let folder = folder_of("saved");
+    let saved = ClipTokenizer::from_folder(folder.path()).unwrap().encode(&words).unwrap();
+    std::fs::remove_file(folder.path().join("tokenizer_config.json")).unwrap();
+    let alone = ClipTokenizer::from_folder(folder.path()).unwrap();
+    let ids = alone.encode(&words).unwrap();
+    let end = alone.eos_token_id();
+    let padding = saved.eq(0);
+    assert_eq!(ids, saved.masked_fill(&padding, end));
+    assert_eq!(integers(&ids.get(2)), [vec![end - 1], vec![end; 76]].concat());
+}
+
+#[test]
+fn rows_are_as_long_as_the_text_encoder_reads_where_no_file_says_it() {
+    for (part, encoder) in [("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")] {
+        let folder = tempfile::tempdir().unwrap();
+        let (tokens, encoder) = (folder.path().join(part), folder.path().join(encoder));
+        for place in [&tokens, &encoder] {
+            std::fs::create_dir(place).unwrap();
+        }
+        copy_into(folder_of("sd1").path(), &tokens);
+        let length = || ClipTokenizer::from_folder(&tokens).unwrap().max_length();
+        assert_eq!(length(), 77);
+        for open in [
+            r#"{"pad_token": "!"}"#,
+            r#"{"model_max_length": 1000000000000000019884624838656}"#,
+            r#"{"model_max_length": null}"#,
+        ] {
+            std::fs::write(tokens.join("tokenizer_config.json"), open).unwrap();
+            let _ = std::fs::remove_file(encoder.join("config.json"));
+            assert_eq!(length(), 77, "CLIP's");
+            std::fs::write(encoder.join("config.json"), r#"{"max_position_embeddings": 32}"#).unwrap();
+            assert_eq!(length(), 32, "{open}");
+        }
+    }
+}
+
+/// Without merges every word falls apart into bytes, so a file that has lost them is refused; an empty list is one.
+#[test]
+fn a_vocabulary_without_merges_is_refused() {
+    let folder = folder_of("saved");
+    let path = folder.path().join("tokenizer.json");
+    let mut json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    for merges in [None, Some(serde_json::json!(null)), Some(serde_json::json!("a b"))] {
+        let model = json["model"].as_object_mut().unwrap();
+        model.remove("merges");
+        model.extend(merges.map(|merges| ("merges".to_owned(), merges)));
+        std::fs::write(&path, json.to_string()).unwrap();
+        let message = ClipTokenizer::from_folder(folder.path()).unwrap_err().to_string();
+        assert!(message.contains("tokenizer.json") && message.contains("`model.merges`"), "{message}");
+    }
+    json["model"]["merges"] = serde_json::json!([]);
+    std::fs::write(&path, json.to_string()).unwrap();
+    ClipTokenizer::from_folder(folder.path()).unwrap();
 }

@@ -37,19 +37,20 @@ pub fn sample_prompts(
 ) -> Result<Tensor> {
     const ROWS: usize = 32;
     let config = model.unet.config();
-    let size = config.sample_size.unwrap_or(8);
+    let [height, width] = config.sample_size.unwrap_or([8, 8]);
     let ddim = Ddim::new(&model.schedule, settings.steps, 0.0)?;
     let negative = model.encode_negative_prompt("")?;
-    let side = size * model.vae.config().scale_factor();
+    let scale = model.vae.config().scale_factor();
     let mut parts = Vec::new();
     for (part, chunk) in prompts.chunks(ROWS).enumerate() {
         let chunk: Vec<&str> = chunk.iter().map(String::as_str).collect();
-        let conditioning = Conditioning::new(&model.encode_prompts(&chunk)?, &negative, (side, side));
+        let conditioning =
+            Conditioning::new(&model.encode_prompts(&chunk)?, &negative, (height * scale, width * scale));
         let policy = Policy::new(model, None);
         let predictor = GuidedPolicy::new(policy, &conditioning, settings.guidance_scale);
         let key = |i: usize| NoiseKey::new(settings.seed, "pretrain sample").prompt((part * ROWS + i) as u64);
         let keys: Vec<NoiseKey> = (0..chunk.len()).map(key).collect();
-        let noise = initial_noise(&keys, &[config.in_channels, size, size]);
+        let noise = initial_noise(&keys, &[config.in_channels, height, width]);
         let rows: Vec<usize> = (0..chunk.len()).collect();
         let path = sample(&predictor, &noise, &rows, &ddim, &mut |_| None, &mut |_, _| ())?;
         parts.push(path.final_latents().shallow_clone());

@@ -246,7 +246,7 @@ impl Recipe {
             if i + 1 == levels && levels > 1 { UpBlockType::UpBlock2D } else { UpBlockType::CrossAttnUpBlock2D }
         };
         UNetConfig {
-            sample_size: Some(self.latent_size()),
+            sample_size: Some([self.latent_size(); 2]),
             in_channels: self.sizes.latent_channels,
             out_channels: self.sizes.latent_channels,
             down_block_types: (0..levels).map(down).collect(),

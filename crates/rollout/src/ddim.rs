@@ -48,17 +48,30 @@ impl Coefficients {
 impl Ddim {
     /// A sampler of `steps` steps; `eta` in [0, 1] scales the noise (1 in every method that trains, 0 is deterministic).
     ///
-    /// Timesteps are "leading": k·(T/steps) + `steps_offset`, descending. Below timestep 0 the previous ᾱ is ᾱ_0, or 1
-    /// where the schedule says `set_alpha_to_one`. Errors: [`Error::Setting`].
+    /// Timesteps are "leading" whatever the schedule says (docs/methods.md section 2): k·(T/steps) + `steps_offset`,
+    /// descending, the offset 1 where the schedule's is meant for another spacing ([`Ddim::spacing_note`] says so). Below
+    /// timestep 0 the previous ᾱ is ᾱ_0, or 1 where the schedule says `set_alpha_to_one`. Errors: [`Error::Setting`].
     pub fn new(schedule: &NoiseSchedule, steps: usize, eta: f64) -> Result<Self> {
-        if let Some(spacing @ (TimestepSpacing::Linspace | TimestepSpacing::Trailing)) = schedule.timestep_spacing {
-            let found = format!("{spacing:?}");
-            return Err(Error::setting("timestep_spacing", "`leading`, the spacing of the published methods", found));
-        }
-        Self::from_alphas(schedule.alphas_cumprod.clone(), schedule.steps_offset, schedule.set_alpha_to_one, steps, eta)
+        let offset = match other_spacing(schedule) {
+            None => schedule.steps_offset,
+            Some(_) => 1.min(schedule.num_train_timesteps - 1),
+        };
+        Self::from_alphas(schedule.alphas_cumprod.clone(), offset, schedule.set_alpha_to_one, steps, eta)
     }
 
-    /// As [`Ddim::new`], from the table ᾱ_0 .. ᾱ_{T−1} itself.
+    /// What to tell the user of a schedule that asks for another spacing than the one counted here.
+    pub fn spacing_note(schedule: &NoiseSchedule) -> Option<String> {
+        other_spacing(schedule).map(|spacing| {
+            format!(
+                "the model's scheduler_config.json says `timestep_spacing` {spacing}; the steps of training, its previews and \
+                 the log-probabilities are counted as the published methods count them, leading with offset 1 \
+                 (docs/methods.md section 2)"
+            )
+        })
+    }
+
+    /// As [`Ddim::new`], from the table ᾱ_0 .. ᾱ_{T−1} itself. The last may be 0 (zero terminal signal-to-noise ratio), but
+    /// no step may begin there: the noise alone does not tell the picture.
     pub fn from_alphas(
         alphas_cumprod: Vec<f64>,
         steps_offset: i64,
@@ -68,8 +81,8 @@ impl Ddim {
     ) -> Result<Self> {
         let total = alphas_cumprod.len();
         let falling = alphas_cumprod.windows(2).all(|pair| pair[1] < pair[0]);
-        if total == 0 || !falling || alphas_cumprod[0] >= 1.0 || alphas_cumprod[total - 1] <= 0.0 {
-            return Err(Error::setting("alphas_cumprod", "strictly falling values in (0, 1)", "something else"));
+        if total == 0 || !falling || alphas_cumprod[0] >= 1.0 || alphas_cumprod[total - 1] < 0.0 {
+            return Err(Error::setting("alphas_cumprod", "strictly falling values in [0, 1)", "something else"));
         }
         if steps == 0 || steps > total {
             return Err(Error::setting("steps", format!("1 to {total}"), steps));
@@ -83,6 +96,9 @@ impl Ddim {
             let expected =
                 format!("fewer steps: the first timestep would be {}, the last known is {}", timesteps[0], total - 1);
             return Err(Error::setting("steps", expected, steps));
+        }
+        if alphas_cumprod[timesteps[0] as usize] == 0.0 {
+            return Err(Error::setting("steps", format!("fewer steps: {}", no_signal(timesteps[0])), steps));
         }
         let final_alpha_cumprod = if set_alpha_to_one { 1.0 } else { alphas_cumprod[0] };
         Ok(Self { alphas_cumprod, final_alpha_cumprod, timesteps, stride, eta })
@@ -126,6 +142,9 @@ impl Ddim {
             return Err(Error::setting("timestep", format!("0 to {last}"), timestep));
         }
         let alpha = self.alphas_cumprod[timestep as usize];
+        if alpha == 0.0 {
+            return Err(Error::setting("timestep", format!("at most {}: {}", last - 1, no_signal(timestep)), timestep));
+        }
         let prev = timestep - self.stride;
         let alpha_prev = if prev >= 0 { self.alphas_cumprod[prev as usize] } else { self.final_alpha_cumprod };
         Ok(Coefficients::new(alpha, alpha_prev, self.eta))
@@ -162,6 +181,22 @@ impl Ddim {
     }
 }
 
+/// The folder's spacing by its name, where it is not the one counted here.
+fn other_spacing(schedule: &NoiseSchedule) -> Option<&'static str> {
+    match schedule.timestep_spacing {
+        None | Some(TimestepSpacing::Leading) => None,
+        Some(TimestepSpacing::Trailing) => Some("trailing"),
+        Some(TimestepSpacing::Linspace) => Some("linspace"),
+    }
+}
+
+fn no_signal(timestep: i64) -> String {
+    format!(
+        "at timestep {timestep} the rescaled betas (`rescale_betas_zero_snr`) leave nothing of the picture, and its step is \
+         not defined by the noise"
+    )
+}
+
 /// The Gaussian N(mean, std²·I) of one DDIM step for a batch of rows; made by [`Ddim::transition`].
 #[derive(Debug)]
 pub struct Transition {
@@ -195,9 +230,19 @@ impl Transition {
     /// mean only. Errors: [`Error::NoDensity`] where σ is 0, [`Error::Shape`].
     pub fn log_prob(&self, next: &Tensor) -> Result<Tensor> {
         let next = self.checked(next)?;
-        let scaled = (next - &self.mean) / self.std_column();
-        let squares = per_row_mean(&(&scaled * &scaled));
-        Ok(squares * -0.5 - self.std.log() - 0.5 * (2.0 * PI).ln())
+        Ok(self.log_density(&next, &self.std))
+    }
+
+    /// As [`log_prob`](Self::log_prob), but NaN for the rows where σ is 0. Errors: [`Error::Shape`].
+    pub fn log_prob_where_defined(&self, next: &Tensor) -> Result<Tensor> {
+        let next = self.fitting(next)?;
+        let std = self.std.where_self(&self.std.gt(0.0), &self.std.full_like(f64::NAN));
+        Ok(self.log_density(&next, &std))
+    }
+
+    fn log_density(&self, next: &Tensor, std: &Tensor) -> Tensor {
+        let scaled = (next - &self.mean) / self.column(std);
+        per_row_mean(&(&scaled * &scaled)) * -0.5 - std.log() - 0.5 * (2.0 * PI).ln()
     }
 
     /// log π_self(next) − log π_reference(next) per row, `[B]` f32 nats, for two Gaussians of equal std.
@@ -243,6 +288,11 @@ impl Transition {
         if let Some(row) = self.sigmas.iter().position(|&sigma| sigma <= 0.0) {
             return Err(Error::NoDensity { timestep: self.timesteps[row] });
         }
+        self.fitting(next)
+    }
+
+    /// `next` in f32 and in the mean's place. Errors: [`Error::Shape`].
+    fn fitting(&self, next: &Tensor) -> Result<Tensor> {
         if next.size() != self.mean.size() {
             return Err(Error::shape("next_latents", format!("{:?}", self.mean.size()), format!("{:?}", next.size())));
         }
@@ -250,9 +300,14 @@ impl Transition {
     }
 
     fn std_column(&self) -> Tensor {
+        self.column(&self.std)
+    }
+
+    /// One number per row, to be multiplied with the rows.
+    fn column(&self, values: &Tensor) -> Tensor {
         let mut shape = vec![1i64; self.mean.dim()];
         shape[0] = self.sigmas.len() as i64;
-        self.std.reshape(shape)
+        values.reshape(shape)
     }
 }
 

@@ -103,7 +103,7 @@ settings! {
         "The base model: a folder in diffusers layout (tokenizer, text_encoder, unet, vae, scheduler), or user/repo.";
     variant: String = String::new(), "a name such as fp16; empty = full precision, where it is there",
         "Which of several sets of weight files to read.";
-    prediction_type: String = String::new(), "epsilon | v_prediction; empty = as the model's files say",
+    prediction_type: String = String::new(), "epsilon | v_prediction | sample; empty = as the model's files say",
         "What the U-Net predicts.";
     tokenizer: String = String::new(), "a folder; empty = the model's own", "A CLIP tokenizer (vocab.json, merges.txt).";
     output_dir: String = "runs".into(), "a folder", "Where run folders are made.";

@@ -22,5 +22,5 @@ pub use likelihood::{Side, denoising_error};
 pub use loss::{Clip, LossOutput, Objective, pairwise_loss, supervised_loss};
 pub use pairs::{PairBatch, PairLatents};
 pub use preference::Preference;
-pub use probe::{ProbeLoss, ProbeLossSettings, pair_tensors, probe_loss};
+pub use probe::{ProbeLoss, ProbeLossSettings, pair_tensors, probe_loss, takes_steps};
 pub use step_pair::{accumulate_step_pairs, step_pair_loss};

@@ -109,7 +109,11 @@ pub fn probe_loss(
     settings: &ProbeLossSettings,
 ) -> Result<ProbeLoss> {
     let objective = settings.objective()?;
-    let ddim = Ddim::new(&model.schedule, settings.steps, settings.eta)?;
+    let ddim = match takes_steps(&settings.method) {
+        true => Ddim::new(&model.schedule, settings.steps, settings.eta)?,
+        // The denoising error asks it for nothing: one that every schedule has.
+        false => Ddim::new(&model.schedule, 1, 1.0)?,
+    };
     let inputs = Inputs::read(tensors, settings, &model.schedule, model.unet.config().text_time)?;
     let policy = Policy::new(model, Some(adapter));
     let policy = GuidedPolicy::new(policy, &inputs.conditioning, settings.guidance_scale);
@@ -206,6 +210,11 @@ fn added(
         prompt: AddedConditioning { pooled, time_ids },
         negative: AddedConditioning { pooled: negative_pooled, time_ids: negative_time_ids },
     })
+}
+
+/// Whether a method's likelihood is that of a sampler's step, so that `steps` and `eta` matter.
+pub fn takes_steps(method: &str) -> bool {
+    matches!(method, "spo" | "d3po")
 }
 
 /// The tensors of a method's pairs, `[B, C, h, w]` each. Errors: [`Error::Setting`] for an unknown method.

@@ -27,7 +27,7 @@ use crate::checkpoint::{Checkpoint, Position};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::guard::{Guard, GuardOptions};
-use crate::method::{Method, ReferencePolicy};
+use crate::method::{Method, PairsFrom, ReferencePolicy};
 use crate::metrics::Record;
 use crate::objective::{Objective, RewardHistory};
 use crate::observer::Observer;
@@ -134,7 +134,7 @@ pub fn check(config: &TrainConfig, prompts: &[String], model: &DiffusionModel) -
         return Err(Error::Setting { key: "prompts".into(), expected, found: "none".into() });
     }
     check_density(&Ddim::new(&model.schedule, config.steps as usize, config.eta)?)?;
-    latent_shape(config, model)?;
+    latent_shape(config, &method, model)?;
     match config.finetuning()? {
         FinetuningType::Lora => drop(Adapter::lora(&model.unet, &lora_config(config), config.seed)?),
         FinetuningType::Full => check_base(&method, model)?,
@@ -148,12 +148,13 @@ impl<'a> Trainer<'a> {
     /// Errors: settings out of range or that do not fit the model, a damaged checkpoint.
     pub fn new(parts: Parts<'a>, checkpoint: Option<Checkpoint>) -> Result<Self> {
         check(&parts.config, &parts.prompts, parts.model)?;
-        let (method, warnings) = parts.config.validate()?;
+        let (method, mut warnings) = parts.config.validate()?;
         let (config, model) = (&parts.config, parts.model);
+        warnings.extend(Ddim::spacing_note(&model.schedule));
         let ddim = Ddim::new(&model.schedule, config.steps as usize, config.eta)?;
         let schedule = LrSchedule::from_settings(config)?;
         let stream = PromptStream::new(config.seed, 1, 1, 1);
-        let latent_shape = latent_shape(config, model)?;
+        let latent_shape = latent_shape(config, &method, model)?;
         let State { weights, rollout, references, optimizer, average, position, guard, rewards, saved } =
             State::load(config, &method, model, parts.run.path(), checkpoint)?;
         let guard = Guard::new(GuardOptions::from_settings(config)?, guard);
@@ -325,17 +326,22 @@ fn check_density(ddim: &Ddim) -> Result<()> {
     Ok(())
 }
 
-fn latent_shape(config: &TrainConfig, model: &DiffusionModel) -> Result<Vec<i64>> {
+fn latent_shape(config: &TrainConfig, method: &Method, model: &DiffusionModel) -> Result<Vec<i64>> {
     let factor = model.vae.config().scale_factor();
-    let size = match config.resolution as i64 {
+    let [height, width] = match config.resolution as i64 {
         0 => model.latent_size(),
-        pixels if pixels % factor == 0 => pixels / factor,
+        pixels if pixels % factor == 0 => [pixels / factor; 2],
         pixels => {
             let expected = format!("a multiple of {factor}, this model's autoencoder's factor");
             return Err(Error::Setting { key: "resolution".into(), expected, found: pixels.to_string() });
         }
     };
-    Ok(vec![model.unet.config().in_channels, size, size])
+    if height != width && !matches!(method.pairs, PairsFrom::Trajectories | PairsFrom::Steps | PairsFrom::Samples) {
+        let expected = "a side in pixels: a dataset's pictures are cut square, and this model's own size is not".into();
+        let found = format!("0, its own {} x {}", height * factor, width * factor);
+        return Err(Error::Setting { key: "resolution".into(), expected, found });
+    }
+    Ok(vec![model.unet.config().in_channels, height, width])
 }
 
 fn lora_config(config: &TrainConfig) -> LoraConfig {

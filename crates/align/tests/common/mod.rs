@@ -32,7 +32,7 @@ pub fn tiny_model() -> DiffusionModel {
         ..TextConfig::default()
     };
     let unet = UNetConfig {
-        sample_size: Some(8),
+        sample_size: Some([8, 8]),
         down_block_types: vec![DownBlockType::CrossAttnDownBlock2D, DownBlockType::DownBlock2D],
         up_block_types: vec![UpBlockType::UpBlock2D, UpBlockType::CrossAttnUpBlock2D],
         block_out_channels: vec![16, 32],

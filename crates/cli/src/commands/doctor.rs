@@ -159,8 +159,8 @@ fn model(named: Option<&Path>, context: &Context) -> Finding {
     let load = || -> Result<DiffusionModel> { Ok(DiffusionModel::load(&folder, &context.load_options(Device::Cpu)?)?) };
     match load() {
         Ok(model) => {
-            let (size, channels) = models::native_size(&model);
-            Good(format!("{}: loads; {size}×{size} images, {channels} latent channels", folder.display()))
+            let ([height, width], channels) = models::native_size(&model);
+            Good(format!("{}: loads; {height}×{width} images, {channels} latent channels", folder.display()))
         }
         Err(error) => Bad(format!("{error:#}")),
     }

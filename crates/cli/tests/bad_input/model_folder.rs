@@ -84,8 +84,8 @@ fn a_tokenizer_without_vocabulary() {
 #[test]
 fn an_unknown_prediction_type() {
     let room = Room::new();
-    room.edit("model/scheduler/scheduler_config.json", |text| text.replace("\"epsilon\"", "\"sample\""));
-    refuses(&room, &SAMPLE, &["scheduler_config.json", "prediction_type", "sample"]);
+    room.edit("model/scheduler/scheduler_config.json", |text| text.replace("\"epsilon\"", "\"flow\""));
+    refuses(&room, &SAMPLE, &["scheduler_config.json", "prediction_type", "epsilon, v_prediction or sample", "flow"]);
 }
 
 #[test]

@@ -22,7 +22,7 @@ fn a_file_that_is_no_checkpoint() {
 fn a_prediction_type_and_a_variant_that_do_not_exist() {
     let room = Room::new();
     let all = |extra: [&'static str; 2]| [SAMPLE.to_vec(), extra.to_vec()].concat();
-    refuses(&room, &all(["--prediction-type", "sample"]), &["epsilon or v_prediction", "`sample`"]);
+    refuses(&room, &all(["--prediction-type", "flow"]), &["epsilon, v_prediction or sample", "`flow`"]);
     refuses(&room, &all(["--variant", "fp8"]), &["variant", "fp8"]);
     refuses(&room, &all(["--tokenizer", "nowhere"]), &["nowhere"]);
 }

@@ -129,6 +129,19 @@ fn probe_the_loss() {
     let alone = try_probe(&room, "loss", &settings(1.0), &inputs).unwrap();
     assert!(gradient(&alone) > 0.0 && gradient(&alone) != gradient(&guided));
     names_what_is_missing(&room, "loss", &settings(3.0), &inputs, &["pooled", "time_ids", "negative_pooled"]);
+    // Without guidance nothing that is negative is read; pixels may be integers.
+    inputs.retain(|(name, _)| !name.starts_with("negative"));
+    let without = try_probe(&room, "loss", &settings(1.0), &inputs).unwrap();
+    assert_eq!(without, alone);
+    for kind in [Kind::Int64, Kind::Int, Kind::Uint8] {
+        let mut inputs: Tensors = inputs.iter().map(|(name, t)| (*name, t.shallow_clone())).collect();
+        inputs.push(("negative_time_ids", inputs[2].1.to_kind(kind)));
+        inputs[2].1 = inputs[2].1.to_kind(kind);
+        assert_eq!(try_probe(&room, "loss", &settings(1.0), &inputs).unwrap(), alone, "{kind:?}");
+    }
+    inputs[2].1 = inputs[2].1.to_kind(Kind::Bool);
+    let message = try_probe(&room, "loss", &settings(1.0), &inputs).unwrap_err();
+    assert!(message.contains("tensor `time_ids`: expected a float or integer dtype"), "{message}");
 }
 
 #[test]

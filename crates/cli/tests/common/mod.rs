@@ -135,7 +135,7 @@ fn make_tiny_model(folder: &Path) {
         ..TextConfig::default()
     };
     let unet = UNetConfig {
-        sample_size: Some(LATENT[1]),
+        sample_size: Some([LATENT[1], LATENT[2]]),
         down_block_types: vec![DownBlockType::CrossAttnDownBlock2D, DownBlockType::DownBlock2D],
         up_block_types: vec![UpBlockType::UpBlock2D, UpBlockType::CrossAttnUpBlock2D],
         block_out_channels: vec![16, 32],

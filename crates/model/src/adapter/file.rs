@@ -25,8 +25,8 @@ impl Adapter {
     /// `pytorch_lora_weights.safetensors`, `adapter_model.safetensors` or one of these as `.bin`.
     ///
     /// The tensors become f32 leaves that require gradients, on the U-Net's device; [`Adapter::detached`] freezes them.
-    /// The scale is alpha / rank from the file's `.alpha` tensors or `lora_adapter_metadata` (or peft's
-    /// `adapter_config.json` beside it), 1 where there are none.
+    /// The scale is alpha / rank from the file's `.alpha` tensors or its metadata (`lora_adapter_metadata`, plain `alpha` and
+    /// `rank`, or peft's `adapter_config.json` beside it), 1 where there are none.
     ///
     /// Errors: as [`LoraFile::open`] and [`LoraFile::into_lora`]; [`Error::Adapter`] naming other layers and wrong
     /// shapes, each with expected and found.

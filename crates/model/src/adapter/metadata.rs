@@ -7,6 +7,7 @@ use seedpo_tensor::{WeightFile, read_text};
 use serde_json::{Map, Value, json};
 
 use super::network::Network;
+use super::plain_metadata;
 use crate::{Error, Result};
 
 /// The key of diffusers' JSON in a safetensors file's metadata (`diffusers/loaders/lora_base.py`).
@@ -22,19 +23,53 @@ pub(super) struct Metadatas {
 }
 
 impl Metadatas {
-    /// From the file itself, or from peft's `adapter_config.json` beside it. Errors: [`Error::Config`] for what is malformed.
+    /// From the file itself (diffusers' JSON, or plain entries), or from peft's `adapter_config.json` beside it.
+    /// Errors: [`Error::Config`] for what is malformed or contradicts itself.
     pub fn read(file: &WeightFile) -> Result<Self> {
+        let plain = plain_metadata::said(file.path(), &file.metadata())?;
+        let plain = plain.map(|said| Self::in_file(file.path(), &said)).transpose()?;
+        match (Self::described(file)?, plain) {
+            (Some(described), Some(plain)) => described.agreeing(&plain, file.path()),
+            (described, plain) => Ok(described.or(plain).unwrap_or_default()),
+        }
+    }
+
+    /// Itself, unless `plain` says another rank or alpha.
+    fn agreeing(self, plain: &Self, path: &Path) -> Result<Self> {
+        for (network, (ours, theirs)) in Network::ALL.iter().zip(self.of.iter().zip(&plain.of)) {
+            let pairs = [
+                ("r", ours.rank.map(|r| r as f64), theirs.rank.map(|r| r as f64)),
+                ("lora_alpha", ours.alpha, theirs.alpha),
+            ];
+            for (key, ours, theirs) in pairs {
+                if let (Some(ours), Some(theirs)) = (ours, theirs)
+                    && ours != theirs
+                {
+                    return Err(Error::Config {
+                        path: path.to_path_buf(),
+                        key: format!("metadata {key}"),
+                        expected: format!("{ours}, as the adapter's configuration says of {}", network.prefix()),
+                        found: theirs.to_string(),
+                    });
+                }
+            }
+        }
+        Ok(self)
+    }
+
+    /// As diffusers or peft describe it, where they do.
+    fn described(file: &WeightFile) -> Result<Option<Self>> {
         if let Some(text) = file.metadata().get(KEY) {
-            return Self::in_file(file.path(), &object(file.path(), KEY, text)?);
+            return Self::in_file(file.path(), &object(file.path(), KEY, text)?).map(Some);
         }
         let beside = file.path().with_file_name("adapter_config.json");
         let is_peft = file.names().any(|name| name.starts_with("base_model.model."));
         match is_peft && beside.is_file() {
             true => {
                 let said = object(&beside, "", &read_text(&beside)?)?;
-                Ok(Self::of_all(Metadata::of(&beside, &said, "")?))
+                Ok(Some(Self::of_all(Metadata::of(&beside, &said, "")?)))
             }
-            false => Ok(Self::default()),
+            false => Ok(None),
         }
     }
 

@@ -14,6 +14,7 @@ mod lora;
 mod lora_file;
 mod metadata;
 mod network;
+mod plain_metadata;
 mod targets;
 
 use std::collections::BTreeMap;

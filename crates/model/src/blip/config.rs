@@ -6,7 +6,7 @@ use seedpo_tensor::WeightFile;
 
 use crate::config::{Reader, wrong};
 use crate::single_file::{count, shape_of};
-use crate::{Activation, Result};
+use crate::{Activation, Result, heads};
 
 /// What shapes cannot tell of [`super::BlipTextImage`], and what they do.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +27,7 @@ pub struct BlipConfig {
     pub hidden_size: i64,
     /// Its layers.
     pub layers: i64,
-    /// Its heads.
+    /// Its heads; 0 in a configuration stands for 64 channels each.
     pub heads: i64,
     /// Width of its feed-forward layers.
     pub intermediate_size: i64,
@@ -53,7 +53,7 @@ impl Default for BlipConfig {
             vision_inner: 4096,
             hidden_size: 768,
             layers: 12,
-            heads: 12,
+            heads: 0,
             intermediate_size: 3072,
             vocab_size: 30524,
             max_position_embeddings: 512,
@@ -90,8 +90,15 @@ impl BlipConfig {
         self.layers = count(file, "text_encoder.encoder.layer.", ".intermediate.dense.weight");
         (self.vision_width, self.patch_size) = (vision_width, patch_size);
         self.image_size = ((tokens - 1).max(0) as f64).sqrt().round() as i64 * patch_size;
+        let heads = |network: &str, width: i64, published: &[i64], key: &str| -> Result<i64> {
+            let otherwise = format!("`{key}` in a med_config.json beside the weights");
+            Ok(heads::of_64_channels(file.path(), network, &[width], published, &otherwise)?[0])
+        };
         if self.vision_heads == 0 {
-            self.vision_heads = (vision_width / 64).max(1);
+            self.vision_heads = heads("BLIP's vision tower", vision_width, &[768, 1024], "vision_heads")?;
+        }
+        if self.heads == 0 {
+            self.heads = heads("BLIP's text tower", self.hidden_size, &[768], "num_attention_heads")?;
         }
         for (key, heads, width) in
             [("num_attention_heads", self.heads, self.hidden_size), ("vision_heads", self.vision_heads, vision_width)]

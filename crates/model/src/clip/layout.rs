@@ -6,7 +6,7 @@ use seedpo_tensor::{Part, WeightFile};
 
 use super::{ClipConfig, VisionConfig};
 use crate::single_file::{arrange, count, shape_of};
-use crate::{Activation, ClipModel, Error, Result, TextConfig};
+use crate::{Activation, ClipModel, Result, TextConfig, heads};
 
 /// How a file names the tensors of a CLIP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ fn inferred(file: &WeightFile, layout: ClipLayout, prefix: &str, act: Activation
         hidden_size: text_width,
         intermediate_size: text_inner,
         num_hidden_layers: text_layers,
-        num_attention_heads: heads(file.path(), text_width, false)?,
+        num_attention_heads: text_heads(file.path(), text_width)?,
         max_position_embeddings: positions,
         hidden_act: act,
         projection_dim,
@@ -99,7 +99,7 @@ fn inferred(file: &WeightFile, layout: ClipLayout, prefix: &str, act: Activation
         hidden_size: width,
         intermediate_size: vision_inner,
         num_hidden_layers: vision_layers,
-        num_attention_heads: heads(file.path(), width, true)?,
+        num_attention_heads: vision_heads(file.path(), width)?,
         image_size: side * patch_size,
         patch_size,
         hidden_act: act,
@@ -110,17 +110,18 @@ fn inferred(file: &WeightFile, layout: ClipLayout, prefix: &str, act: Activation
     Ok(config)
 }
 
-/// Heads are not in the shapes: 64 channels each, but in the widest vision towers sixteen.
-fn heads(path: &Path, width: i64, vision: bool) -> Result<i64> {
+/// What tells the heads, where it is there.
+const CONFIGS: &str = "a config.json or open_clip_config.json beside the weights";
+
+fn text_heads(path: &Path, width: i64) -> Result<i64> {
+    Ok(heads::of_64_channels(path, "CLIP's text tower", &[width], &[512, 768, 1024, 1280], CONFIGS)?[0])
+}
+
+/// 64 channels each, but in the widest towers sixteen.
+fn vision_heads(path: &Path, width: i64) -> Result<i64> {
     match width {
-        1280 | 1408 | 1664 if vision => Ok(16),
-        _ if width % 64 == 0 => Ok(width / 64),
-        _ => Err(Error::Config {
-            path: path.to_path_buf(),
-            key: "num_attention_heads".into(),
-            expected: "a config.json or open_clip_config.json beside the weights, which says it".into(),
-            found: format!("none, and a width ({width}) that does not tell it"),
-        }),
+        1280 | 1408 | 1664 => Ok(16),
+        _ => Ok(heads::of_64_channels(path, "CLIP's vision tower", &[width], &[768, 1024], CONFIGS)?[0]),
     }
 }
 

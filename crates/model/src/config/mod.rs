@@ -57,7 +57,7 @@ impl Reader {
     /// From the text of a file; `path` is what errors name.
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
         let bad = |reason: String| Error::from(seedpo_tensor::Error::format(path, reason));
-        match serde_json::from_str(text) {
+        match serde_json::from_str(text).or_else(|e| serde_json::from_str(&without_infinities(text)).map_err(|_| e)) {
             Ok(Value::Object(map)) => Ok(Self { path: path.to_path_buf(), map }),
             Ok(other) => Err(bad(format!("expected a JSON object, found {}", shorten(&other)))),
             Err(e) => Err(bad(format!("expected JSON: {e}"))),
@@ -136,6 +136,11 @@ impl Reader {
         }
     }
 
+    /// Drops the keys whose value is such.
+    pub fn drop_where(&mut self, is_such: impl Fn(&Value) -> bool) {
+        self.map.retain(|_, value| !is_such(value));
+    }
+
     /// The class the folder says this is, checked against `accepted`.
     pub fn class(&mut self, key: &str, accepted: &[&str]) -> Result<()> {
         match self.raw(key) {
@@ -152,6 +157,23 @@ impl Reader {
             None => Ok(()),
         }
     }
+}
+
+/// Python writes infinite numbers as no JSON has them (diffusers' `lambda_min_clipped` is `-Infinity`): here the largest
+/// number stands for them.
+fn without_infinities(text: &str) -> String {
+    let mut strings = text.split_inclusive('"');
+    let (mut result, mut inside) = (String::with_capacity(text.len()), false);
+    for part in &mut strings {
+        match inside {
+            true => result.push_str(part),
+            false => result.push_str(&part.replace("Infinity", "1.7976931348623157e308")),
+        }
+        // A quotation mark within a string stands behind an odd number of backslashes.
+        let before = part.strip_suffix('"').map(|rest| rest.len() - rest.trim_end_matches('\\').len());
+        inside ^= before.is_some_and(|slashes| !inside || slashes % 2 == 0);
+    }
+    result
 }
 
 /// A configuration error at a path.

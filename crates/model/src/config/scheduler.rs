@@ -1,5 +1,6 @@
 //! `scheduler/scheduler_config.json`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -28,14 +29,17 @@ pub enum PredictionType {
     Epsilon,
     /// `sqrt(alpha) * noise - sqrt(1 - alpha) * x0` (SD 2.x at 768).
     VPrediction,
+    /// The clean latents x0.
+    Sample,
 }
 
 impl PredictionType {
-    /// The type of this name in config files (`epsilon`, `v_prediction`), or `None`.
+    /// The type of this name in config files (`epsilon`, `v_prediction`, `sample`), or `None`.
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
             "epsilon" => Some(Self::Epsilon),
             "v_prediction" => Some(Self::VPrediction),
+            "sample" => Some(Self::Sample),
             _ => None,
         }
     }
@@ -54,7 +58,7 @@ pub enum TimestepSpacing {
 }
 
 /// The training noise schedule, named and defaulted as in diffusers' `DDIMScheduler`, whatever sampler the folder
-/// names: sampling here is DDIM, so options of other samplers are read past.
+/// names; the options of that sampler are kept aside.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SchedulerConfig {
     /// The sampler the folder names, e.g. `PNDMScheduler`.
@@ -82,6 +86,8 @@ pub struct SchedulerConfig {
     pub clip_sample: bool,
     /// Whether betas are rescaled to zero terminal signal-to-noise ratio.
     pub rescale_betas_zero_snr: bool,
+    /// What the folder says besides: options of its sampler, which shape no noise schedule. Not written again.
+    pub sampler_options: BTreeMap<String, Value>,
 }
 
 impl Default for SchedulerConfig {
@@ -99,6 +105,7 @@ impl Default for SchedulerConfig {
             timestep_spacing: None,
             clip_sample: false,
             rescale_betas_zero_snr: false,
+            sampler_options: BTreeMap::new(),
         }
     }
 }
@@ -115,8 +122,11 @@ const SAMPLER_OPTIONS: &[&str] = &[
     "interpolation_type",
     "lambda_min_clipped",
     "lower_order_final",
+    "noise_sampler_seed",
+    "original_inference_steps",
     "predict_x0",
     "sample_max_value",
+    "shift_terminal",
     "sigma_max",
     "sigma_min",
     "skip_prk_steps",
@@ -124,6 +134,7 @@ const SAMPLER_OPTIONS: &[&str] = &[
     "solver_p",
     "solver_type",
     "time_shift_type",
+    "timestep_scaling",
     "timestep_type",
     "use_beta_sigmas",
     "use_dynamic_shifting",
@@ -160,15 +171,15 @@ impl SchedulerConfig {
             beta_end: r.take("beta_end", real, d.beta_end)?,
             beta_schedule: r.take("beta_schedule", "linear, scaled_linear or squaredcos_cap_v2", d.beta_schedule)?,
             trained_betas: r.take("trained_betas", "a list of numbers or null", d.trained_betas)?,
-            prediction_type: r.take("prediction_type", "epsilon or v_prediction", d.prediction_type)?,
+            prediction_type: r.take("prediction_type", "epsilon, v_prediction or sample", d.prediction_type)?,
             steps_offset: r.take("steps_offset", int, d.steps_offset)?,
             set_alpha_to_one: r.take("set_alpha_to_one", flag, d.set_alpha_to_one)?,
             timestep_spacing: r.take("timestep_spacing", "leading, trailing or linspace", d.timestep_spacing)?,
             clip_sample: r.take("clip_sample", flag, d.clip_sample)?,
             rescale_betas_zero_snr: r.take("rescale_betas_zero_snr", flag, d.rescale_betas_zero_snr)?,
+            sampler_options: SAMPLER_OPTIONS.iter().filter_map(|key| Some(((*key).to_owned(), r.raw(key)?))).collect(),
         };
         r.only(&[("thresholding", json!(false))])?;
-        r.ignore(SAMPLER_OPTIONS);
         r.finish()?;
         config.validate_at(path)?;
         Ok(config)

@@ -19,7 +19,7 @@ use crate::unet::resnet::ResnetOptions;
 #[derive(Clone, Debug, PartialEq)]
 pub struct UNetConfig {
     /// Height and width of the latents that pipelines sample by default; not a limit.
-    pub sample_size: Option<i64>,
+    pub sample_size: Option<[i64; 2]>,
     /// Channels of the latents.
     pub in_channels: i64,
     /// Channels of the prediction.
@@ -184,7 +184,7 @@ impl UNetConfig {
             "only_cross_attention": scalar_or_list(&self.only_cross_attention),
             "out_channels": self.out_channels,
             "resnet_time_scale_shift": if self.resnet_scale_shift { "scale_shift" } else { "default" },
-            "sample_size": self.sample_size,
+            "sample_size": self.sample_size.map(|size| scalar_or_list(&size)),
             "transformer_layers_per_block": scalar_or_list(&self.transformer_layers_per_block),
             "up_block_types": self.up_block_types,
             "upcast_attention": self.upcast_attention,
@@ -302,14 +302,17 @@ impl UNetConfig {
     }
 }
 
-fn read_sample_size(r: &mut Reader) -> Result<Option<i64>> {
-    match r.raw("sample_size") {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => match value.as_i64() {
-            Some(size) if size > 0 => Ok(Some(size)),
-            _ => Err(r.wrong("sample_size", "a positive integer", &value)),
-        },
-    }
+/// One number for both sides, or height and width.
+fn read_sample_size(r: &mut Reader) -> Result<Option<[i64; 2]>> {
+    let Some(value) = r.raw("sample_size").filter(|value| !value.is_null()) else { return Ok(None) };
+    let sides = match value.as_i64() {
+        Some(side) => Some([side; 2]),
+        None => <[i64; 2]>::deserialize(&value).ok(),
+    };
+    sides
+        .filter(|sides| sides.iter().all(|side| (1..=100_000).contains(side)))
+        .map(Some)
+        .ok_or_else(|| r.wrong("sample_size", "a positive integer, or two: height and width", &value))
 }
 
 /// Absent means the default; `null` means no such block.

@@ -120,10 +120,11 @@ pub(crate) fn open(path: &Path, options: &LoadOptions) -> Result<Sources> {
     let image_size = family.image_size(prediction_type);
     let vae = VaeConfig { sample_size: image_size, scaling_factor: family.scaling_factor(), ..vae::config(&file)? };
     let unet = unet::config(&file, pooled)?;
-    let unet = UNetConfig { sample_size: Some((image_size / vae.scale_factor()).max(1)), ..unet };
+    let unet = UNetConfig { sample_size: Some([(image_size / vae.scale_factor()).max(1); 2]), ..unet };
     let tokens = tokenizer::folder(path, options.tokenizer.as_deref())?;
     let read_text = |text: TextEncoder, suffix| -> Result<_> {
         let tokenizer = ClipTokenizer::padded_with(&tokens, text.pad_with)?;
+        let tokenizer = tokenizer.for_rows_of(text.config.max_position_embeddings);
         let parts = TextParts { suffix, tokenizer, config: text.config };
         parts.check(path)?;
         Ok((parts, text.file))

@@ -190,6 +190,74 @@ fn prediction_types_are_told_apart() {
     assert_eq!(sources(&path, &epsilon), PredictionType::Epsilon);
 }
 
+/// Heads are in no tensor: configurations beside the checkpoint tell them, where they are of such networks.
+#[test]
+fn heads_are_those_that_a_configuration_beside_the_file_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = tiny(folder.path(), "sd2", |_| {});
+    let heads = || {
+        let sources = open(&path, &options()).unwrap();
+        (sources.unet.0.attention_head_dim, sources.text.0.config.num_attention_heads)
+    };
+    assert_eq!(heads(), (vec![1, 2], 1), "64 channels each");
+    let beside = |part: &str, change: &dyn Fn(&mut Value)| {
+        let mut config = fixture("tiny-sd2")["configs"][part].clone();
+        change(&mut config);
+        std::fs::create_dir_all(folder.path().join(part)).unwrap();
+        std::fs::write(folder.path().join(part).join("config.json"), config.to_string()).unwrap();
+    };
+    beside("unet", &|config| config["attention_head_dim"] = serde_json::json!([2, 4]));
+    beside("text_encoder", &|config| config["num_attention_heads"] = 4.into());
+    assert_eq!(heads(), (vec![2, 4], 4));
+    // Of other networks.
+    beside("unet", &|config| {
+        config["attention_head_dim"] = 4.into();
+        config["block_out_channels"] = serde_json::json!([64, 192]);
+    });
+    beside("text_encoder", &|config| {
+        config["num_attention_heads"] = 2.into();
+        config["intermediate_size"] = 64.into();
+    });
+    assert_eq!(heads(), (vec![1, 2], 1));
+}
+
+#[test]
+fn a_width_that_tells_no_heads_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = WeightFile::open(&tiny(folder.path(), "sd1", |_| {})).unwrap();
+    assert_eq!(text::heads(&file, "text_encoder", 128, 96).unwrap(), 2);
+    let message = text::heads(&file, "text_encoder", 32, 96).unwrap_err().to_string();
+    for part in ["model.safetensors", "num_attention_heads", "text_encoder/config.json beside the file", "(32)"] {
+        assert!(message.contains(part), "{message}");
+    }
+    std::fs::create_dir(folder.path().join("text_encoder")).unwrap();
+    let said = r#"{"hidden_size": 32, "intermediate_size": 96, "num_attention_heads": 4}"#;
+    std::fs::write(folder.path().join("text_encoder/config.json"), said).unwrap();
+    assert_eq!(text::heads(&file, "text_encoder", 32, 96).unwrap(), 4);
+    let path = tiny(folder.path(), "sd2", |tensors| {
+        for (key, tensor) in tensors.iter_mut().filter(|(key, _)| key.starts_with(UNET)) {
+            let shape: Vec<i64> = tensor.size().iter().map(|n| if n % 64 == 0 { n / 2 } else { *n }).collect();
+            *tensor = values(key, &shape);
+        }
+    });
+    let message = open(&path, &options()).err().unwrap().to_string();
+    assert!(message.contains("unet/config.json beside the file") && message.contains("(32)"), "{message}");
+}
+
+/// ComfyUI's mark for betas rescaled to zero terminal signal-to-noise ratio.
+#[test]
+fn a_checkpoint_of_zero_terminal_snr_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = tiny(folder.path(), "sdxl", |tensors| {
+        for mark in ["ztsnr", "v_pred"] {
+            tensors.insert(mark.to_owned(), Tensor::zeros([0], (Kind::Float, Device::Cpu)));
+        }
+    });
+    let model = DiffusionModel::load(&path, &options()).unwrap();
+    assert_eq!(model.schedule.alpha_cumprod(999), 0.0);
+    assert_eq!(model.schedule.prediction_type, PredictionType::VPrediction);
+}
+
 #[test]
 fn what_does_not_fit_is_named_as_the_file_names_it() {
     let folder = tempfile::tempdir().unwrap();

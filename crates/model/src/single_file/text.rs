@@ -8,10 +8,8 @@ use super::{arrange, count, shape_of};
 use crate::clip::open_clip_name;
 use crate::layers::Activation;
 use crate::text::ClipTextModel;
-use crate::{Result, TextConfig};
+use crate::{Result, TextConfig, heads};
 
-/// Channels of one attention head, in every CLIP.
-const HEAD_CHANNELS: i64 = 64;
 /// Layers of OpenCLIP's ViT-H that Stable Diffusion 2.x runs: the 24th is stored and left out.
 const LAYERS_USED: i64 = 23;
 
@@ -24,7 +22,8 @@ pub(super) struct TextEncoder {
     pub pad_with: Option<&'static str>,
 }
 
-/// CLIP ViT-L (SD 1.x; the first encoder of SDXL). Errors: a tensor missing, surplus or misshaped.
+/// CLIP ViT-L (SD 1.x; the first encoder of SDXL). Errors: a tensor missing, surplus or misshaped; a width that does not
+/// tell the attention heads.
 pub(super) fn clip(file: &WeightFile, prefix: &str) -> Result<TextEncoder> {
     // Files written with transformers 5 have no `text_model.`.
     let inside = format!("{prefix}text_model.");
@@ -35,7 +34,10 @@ pub(super) fn clip(file: &WeightFile, prefix: &str) -> Result<TextEncoder> {
     let [positions, _] = shape_of::<2>(file, &name("embeddings.position_embedding.weight"))?;
     let [intermediate_size, _] = shape_of::<2>(file, &name("encoder.layers.0.mlp.fc1.weight"))?;
     let layers = count(file, &name("encoder.layers."), ".mlp.fc1.weight");
-    let config = config(vocab_size, hidden_size, positions, intermediate_size, layers);
+    let config = TextConfig {
+        num_attention_heads: heads(file, "text_encoder", hidden_size, intermediate_size)?,
+        ..config(vocab_size, hidden_size, positions, intermediate_size, layers)
+    };
     let shapes = ClipTextModel::parameter_shapes(&config)?;
     let original = |name: &str| {
         let rest = if bare { name.strip_prefix("text_model.").unwrap_or(name) } else { name };
@@ -46,7 +48,7 @@ pub(super) fn clip(file: &WeightFile, prefix: &str) -> Result<TextEncoder> {
 }
 
 /// OpenCLIP: ViT-H (SD 2.x, without its last layer) or, with the projection, ViT-bigG (the second encoder of SDXL).
-/// Errors: a tensor missing, surplus or misshaped.
+/// Errors: as [`clip`].
 pub(super) fn open_clip(file: &WeightFile, prefix: &str, with_projection: bool) -> Result<TextEncoder> {
     let name = |rest: &str| format!("{prefix}{rest}");
     let [vocab_size, hidden_size] = shape_of::<2>(file, &name("token_embedding.weight"))?;
@@ -54,7 +56,9 @@ pub(super) fn open_clip(file: &WeightFile, prefix: &str, with_projection: bool) 
     let [intermediate_size, _] = shape_of::<2>(file, &name("transformer.resblocks.0.mlp.c_fc.weight"))?;
     let stored = count(file, &name("transformer.resblocks."), ".mlp.c_fc.weight");
     let layers = if with_projection { stored } else { stored.min(LAYERS_USED) };
+    let part = if with_projection { "text_encoder_2" } else { "text_encoder" };
     let mut config = TextConfig {
+        num_attention_heads: heads(file, part, hidden_size, intermediate_size)?,
         hidden_act: Activation::Gelu,
         with_projection,
         ..config(vocab_size, hidden_size, positions, intermediate_size, layers)
@@ -72,13 +76,24 @@ pub(super) fn open_clip(file: &WeightFile, prefix: &str, with_projection: bool) 
     Ok(TextEncoder { config, file, pad_with: Some("!") })
 }
 
+/// As `<part>/config.json` beside the checkpoint says, where it is of an encoder of these widths; else 64 channels each.
+pub(super) fn heads(file: &WeightFile, part: &str, hidden_size: i64, intermediate_size: i64) -> Result<i64> {
+    let beside = TextConfig::from_file(&file.path().with_file_name(part).join("config.json")).ok();
+    let fitting = beside.filter(|c| (c.hidden_size, c.intermediate_size) == (hidden_size, intermediate_size));
+    if let Some(config) = fitting {
+        return Ok(config.num_attention_heads);
+    }
+    let otherwise = format!("{part}/config.json beside the file");
+    Ok(heads::of_64_channels(file.path(), part, &[hidden_size], &[768, 1024, 1280], &otherwise)?[0])
+}
+
+/// All but the heads.
 fn config(vocab_size: i64, hidden_size: i64, positions: i64, intermediate_size: i64, layers: i64) -> TextConfig {
     TextConfig {
         vocab_size,
         hidden_size,
         intermediate_size,
         num_hidden_layers: layers,
-        num_attention_heads: (hidden_size / HEAD_CHANNELS).max(1),
         max_position_embeddings: positions,
         projection_dim: hidden_size,
         bos_token_id: 0,

@@ -3,14 +3,16 @@
 use seedpo_tensor::{Part, WeightFile};
 
 use super::{UNET, arrange, count, shape_of, unfit};
-use crate::Result;
 use crate::config::{DownBlockType, MidBlockType, TextTimeConfig, UNetConfig, UpBlockType};
 use crate::unet::UNet2DConditionModel;
+use crate::{Result, heads};
 
-/// Channels of one head where transformers have linear projections (SD 2.x, XL).
-const HEAD_CHANNELS: i64 = 64;
-/// Heads where they have convolutions (SD 1.x).
+/// Heads where transformers have convolutions around them (SD 1.x).
 const HEADS: i64 = 8;
+/// Widths of the levels of every Stable Diffusion.
+const PUBLISHED: [i64; 3] = [320, 640, 1280];
+/// What tells the heads, where it is there.
+const CONFIG: &str = "unet/config.json beside the file";
 /// Size and crop of the training image: SDXL's six numbers.
 const TIME_IDS: i64 = 6;
 
@@ -40,7 +42,6 @@ pub(super) fn config(file: &WeightFile, pooled: Option<i64>) -> Result<UNetConfi
         first_attention(file).ok_or_else(|| unfit(file, "expected transformers in the U-Net, found none".into()))?;
     let [_, cross_attention_dim] = shape_of::<2>(file, &format!("{attention}transformer_blocks.0.attn2.to_k.weight"))?;
     let linear = file.shape(&format!("{attention}proj_in.weight")).is_some_and(|shape| shape.len() == 2);
-    let heads = |level: &Level| if linear { (level.channels / HEAD_CHANNELS).max(1) } else { HEADS };
     let middle = count(file, &name("middle_block.1.transformer_blocks."), ".norm1.weight");
     let last = levels.len() - 1;
     // The mid block has the last level's depth, where that level has no transformers of its own.
@@ -55,11 +56,35 @@ pub(super) fn config(file: &WeightFile, pooled: Option<i64>) -> Result<UNetConfi
         layers_per_block: levels.iter().map(|level| level.layers).collect(),
         cross_attention_dim: vec![cross_attention_dim],
         transformer_layers_per_block: levels.iter().enumerate().map(depth).collect(),
-        attention_head_dim: levels.iter().map(heads).collect(),
+        attention_head_dim: heads(file, &levels, middle > 0, linear)?,
         use_linear_projection: linear,
         text_time: text_time(file, pooled)?,
         ..UNetConfig::default()
     })
+}
+
+/// The heads of each level: as `unet/config.json` beside the checkpoint says, where it is of a U-Net of these widths; else 8
+/// where there are convolutions around the transformers, and 64 channels each where there are linear layers.
+///
+/// Errors: a width that does not tell them.
+fn heads(file: &WeightFile, levels: &[Level], middle: bool, linear: bool) -> Result<Vec<i64>> {
+    let widths: Vec<i64> = levels.iter().map(|level| level.channels).collect();
+    let beside = UNetConfig::from_file(&file.path().with_file_name("unet").join("config.json")).ok();
+    if let Some(config) = beside.filter(|config| config.block_out_channels == widths) {
+        return Ok((0..widths.len()).map(|level| config.transformer_at(level).heads).collect());
+    }
+    let last = levels.len() - 1;
+    let attends = |(at, level): &(usize, &Level)| level.depth.is_some() || (middle && *at == last);
+    let attending: Vec<i64> = levels.iter().enumerate().filter(attends).map(|(_, level)| level.channels).collect();
+    let network = "the U-Net";
+    if linear {
+        heads::of_64_channels(file.path(), network, &attending, &PUBLISHED, CONFIG)?;
+        // A level without transformers has no heads; the published configurations name them all the same.
+        return Ok(widths.iter().map(|width| (width / 64).max(1)).collect());
+    }
+    let eight = vec![HEADS; attending.len()];
+    heads::warn_of_unpublished(file.path(), network, (&attending, &eight), &PUBLISHED, CONFIG);
+    Ok(vec![HEADS; levels.len()])
 }
 
 fn down_type(level: &Level) -> DownBlockType {

@@ -13,7 +13,7 @@ use crate::Result;
 /// OpenAI's merges (MIT licence), the first 48,894 of `bpe_simple_vocab_16e6.txt`: those that CLIP uses.
 const MERGES: &str = include_str!("clip_merges.txt");
 /// Tokens of a row.
-const CONTEXT: usize = 77;
+pub(super) const CONTEXT: usize = 77;
 
 /// Whose treatment of prompts a tokenizer follows; on plain English text all three agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl ClipTokenizer {
         let (bos, eos) = (49406, 49407);
         let (pad, pad_token) = if cleaned { (0, "!") } else { (eos, "<|endoftext|>") };
         let (folder, pad_token) = (PathBuf::from(origin), pad_token.to_owned());
-        Ok(Self { inner, folder, bos, eos, pad, pad_token, max_length: CONTEXT, cleaned })
+        Ok(Self { inner, folder, bos, eos, pad, pad_token, max_length: CONTEXT, says_length: true, cleaned })
     }
 }
 

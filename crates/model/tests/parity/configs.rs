@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use seedpo_model::{SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
+use seedpo_model::{Pipeline, SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
 use serde_json::{Value, json};
 
 use super::weights::Fixture;
@@ -124,6 +124,7 @@ fn written_configurations_read_back_equal() {
         SchedulerConfig {
             class_name: "PNDMScheduler".into(),
             timestep_spacing: None,
+            sampler_options: scheduler.sampler_options.clone(),
             ..SchedulerConfig::stable_diffusion()
         }
     );
@@ -140,8 +141,11 @@ fn sdxl_s_configurations_say_what_is_new() {
     assert!(TextConfig::from_json(TEXT2_SDXL, path).unwrap().with_projection);
     // Its sampler is Euler; the schedule below it is Stable Diffusion's own.
     let scheduler = SchedulerConfig::from_json(SCHEDULER_SDXL, path).unwrap();
-    let expected =
-        SchedulerConfig { class_name: "EulerDiscreteScheduler".into(), ..SchedulerConfig::stable_diffusion() };
+    let expected = SchedulerConfig {
+        class_name: "EulerDiscreteScheduler".into(),
+        sampler_options: scheduler.sampler_options.clone(),
+        ..SchedulerConfig::stable_diffusion()
+    };
     assert_eq!(scheduler, expected);
     for (key, value, named) in [
         ("addition_time_embed_dim", Value::Null, "addition_time_embed_dim"),
@@ -199,7 +203,74 @@ fn options_that_are_not_implemented_are_named() {
     assert!(message(vae.unwrap_err()).contains("`shift_factor`: expected 0.0"));
     let text = TextConfig::from_json(&with(TEXT_SD15, "model_type", json!("t5")), Path::new("text/config.json"));
     assert!(message(text.unwrap_err()).contains("`model_type`: expected clip_text_model, found \"t5\""));
-    let sample = with(SCHEDULER_SD15, "prediction_type", json!("sample"));
-    let scheduler = SchedulerConfig::from_json(&sample, Path::new("scheduler_config.json"));
-    assert!(message(scheduler.unwrap_err()).contains("`prediction_type`: expected epsilon or v_prediction"));
+    let flow = with(SCHEDULER_SD15, "prediction_type", json!("flow_prediction"));
+    let scheduler = SchedulerConfig::from_json(&flow, Path::new("scheduler_config.json"));
+    assert!(message(scheduler.unwrap_err()).contains("`prediction_type`: expected epsilon, v_prediction or sample"));
+}
+
+#[test]
+fn latents_may_be_higher_than_wide() {
+    let read =
+        |value: Value| UNetConfig::from_json(&with(UNET_SD15, "sample_size", value), Path::new("unet/config.json"));
+    assert_eq!(read(json!(64)).unwrap().sample_size, Some([64, 64]));
+    let pair = read(json!([64, 96])).unwrap();
+    assert_eq!((pair.sample_size, &pair.to_json()["sample_size"]), (Some([64, 96]), &json!([64, 96])));
+    for value in [json!(0), json!([64]), json!([64, 96, 1]), json!([64, -1]), json!("64"), json!(6.5)] {
+        let message = read(value.clone()).unwrap_err().to_string();
+        assert!(
+            message.contains("`sample_size`: expected a positive integer, or two: height and width"),
+            "{value}: {message}"
+        );
+    }
+}
+
+#[test]
+fn options_of_other_samplers_are_kept_aside() {
+    let path = Path::new("scheduler_config.json");
+    // diffusers 0.38 writes Python's infinity, which is no JSON.
+    let dpm = r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity, "solver_order": 3,
+        "algorithm_type": "Infinity \" -Infinity", "beta_start": 0.0005}"#;
+    let config = SchedulerConfig::from_json(dpm, path).unwrap();
+    assert_eq!(config.beta_start, 0.0005);
+    assert_eq!(config.sampler_options["algorithm_type"], json!("Infinity \" -Infinity"));
+    assert!(config.sampler_options["lambda_min_clipped"].as_f64().unwrap() < -1e300);
+    assert_eq!((&config.sampler_options["solver_order"], config.to_json().get("solver_order")), (&json!(3), None));
+    let infinite = SchedulerConfig::from_json(r#"{"beta_end": Infinity}"#, path).unwrap_err().to_string();
+    assert!(infinite.contains("`beta_end`: expected between 0 and 1"), "{infinite}");
+    assert!(SchedulerConfig::from_json(r#"{"beta_end": NaN}"#, path).unwrap_err().to_string().contains("JSON"));
+    for class in ["LCMScheduler", "TCDScheduler"] {
+        let json = json!({"_class_name": class, "original_inference_steps": 50, "timestep_scaling": 10.0}).to_string();
+        assert_eq!(SchedulerConfig::from_json(&json, path).unwrap().class_name, class);
+    }
+}
+
+#[test]
+fn pipelines_with_parts_that_are_absent_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model_index.json");
+    let sdxl = Pipeline::StableDiffusionXl { force_zeros_for_empty_prompt: true };
+    let read = |changes: &[(&str, Value)]| {
+        let mut index = sdxl.to_json();
+        for (key, value) in changes {
+            index[*key] = value.clone();
+        }
+        std::fs::write(&path, index.to_string()).unwrap();
+        Pipeline::from_file(&path).map_err(|e| e.to_string())
+    };
+    let class = ("_class_name", json!("StableDiffusionXLImg2ImgPipeline"));
+    let img2img = [class.clone(), ("requires_aesthetics_score", json!(false))];
+    assert_eq!(read(&img2img), Ok(sdxl));
+    assert_eq!(read(&[("controlnet", json!([null, null])), ("new_part", Value::Null)]), Ok(sdxl));
+    for (changes, parts) in [
+        (vec![class, ("requires_aesthetics_score", json!(true))], ["`requires_aesthetics_score`", "refiner"]),
+        (
+            vec![("image_encoder", json!(["transformers", "CLIPVisionModelWithProjection"]))],
+            ["`image_encoder`", "null"],
+        ),
+        (vec![("controlnet", json!(["diffusers", "ControlNetModel"]))], ["`controlnet`", "ControlNetModel"]),
+        (vec![("unet", json!([null, null]))], ["`unet`", "UNet2DConditionModel"]),
+    ] {
+        let message = read(&changes).unwrap_err();
+        assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+    }
 }

@@ -64,12 +64,25 @@ impl fmt::Display for SamplerKind {
 impl FromStr for SamplerKind {
     type Err = Error;
 
-    /// One of [`SamplerKind::names`], or the name of a diffusers class. Errors: [`Error::Setting`].
+    /// One of [`SamplerKind::names`], the name of a diffusers class, or [`SamplerKind::label`], in any case, with `_`, a
+    /// space or nothing for `-` and `++` for `pp`; `euler-ancestral` too. Errors: [`Error::Setting`].
     fn from_str(name: &str) -> Result<Self, Error> {
-        let found = NAMES.iter().find(|row| row.1 == name || (!name.is_empty() && row.2 == name));
+        let wanted = plain(name);
+        let same = |other: &str| !other.is_empty() && plain(other) == wanted;
+        let alias = ALIASES.iter().find(|(alias, _)| same(alias)).map(|(_, kind)| *kind);
+        let found = NAMES.iter().find(|row| [row.1, row.2, row.3].into_iter().any(same)).map(|row| row.0);
         let expected = || format!("one of {}", Self::names().collect::<Vec<_>>().join(", "));
-        found.map(|row| row.0).ok_or_else(|| Error::setting("sampler", expected(), name))
+        found.or(alias).ok_or_else(|| Error::setting("sampler", expected(), name))
     }
+}
+
+/// Names that are none of [`NAMES`] in another spelling.
+const ALIASES: [(&str, SamplerKind); 1] = [("euler-ancestral", SamplerKind::EulerAncestral)];
+
+/// A name without what tools spell differently.
+fn plain(name: &str) -> String {
+    let kept = name.chars().filter(|c| !matches!(c, '_' | '-' | ' ')).flat_map(char::to_lowercase);
+    kept.collect::<String>().replace("++", "pp")
 }
 
 #[cfg(test)]
@@ -81,9 +94,27 @@ mod tests {
         for name in SamplerKind::names() {
             assert_eq!(name.parse::<SamplerKind>().unwrap().to_string(), name);
         }
-        assert_eq!("EulerDiscreteScheduler".parse::<SamplerKind>().unwrap(), SamplerKind::Euler);
+        for (name, kind) in [
+            ("EulerDiscreteScheduler", SamplerKind::Euler),
+            ("EulerAncestralDiscreteScheduler", SamplerKind::EulerAncestral),
+            ("DPMSolverMultistepScheduler", SamplerKind::DpmPlusPlus2M),
+            ("DDIMScheduler", SamplerKind::Ddim),
+            ("DDIM", SamplerKind::Ddim),
+            ("euler_a", SamplerKind::EulerAncestral),
+            ("Euler a", SamplerKind::EulerAncestral),
+            ("euler-ancestral", SamplerKind::EulerAncestral),
+            ("Euler_Karras", SamplerKind::EulerKarras),
+            ("dpm++2m", SamplerKind::DpmPlusPlus2M),
+            ("dpmpp_2m", SamplerKind::DpmPlusPlus2M),
+            ("dpmpp_2m_karras", SamplerKind::DpmPlusPlus2MKarras),
+            ("dpm++ 2m karras", SamplerKind::DpmPlusPlus2MKarras),
+        ] {
+            assert_eq!(name.parse::<SamplerKind>().unwrap(), kind, "{name}");
+        }
         let error = "pndm".parse::<SamplerKind>().unwrap_err().to_string();
         assert!(error.contains("dpmpp-2m") && error.contains("found pndm"), "{error}");
-        assert!("".parse::<SamplerKind>().is_err());
+        for none in ["", "-", "euler-b", "dpmpp", "dpm+2m"] {
+            assert!(none.parse::<SamplerKind>().is_err(), "{none}");
+        }
     }
 }

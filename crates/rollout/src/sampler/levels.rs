@@ -62,7 +62,8 @@ impl Table {
             .alphas_cumprod
             .iter()
             .map(|&alpha| {
-                let alpha = alpha as f32;
+                // diffusers: 0, of a zero terminal signal-to-noise ratio, is the smallest f16 here, and σ stays finite.
+                let alpha = if alpha == 0.0 { f32::exp2(-24.0) } else { alpha as f32 };
                 ((1.0 - alpha) / alpha).sqrt()
             })
             .collect();

@@ -6,9 +6,10 @@
 
 mod kind;
 mod levels;
+mod options;
 mod stage;
 
-use seedpo_model::config::{PredictionType, TimestepSpacing};
+use seedpo_model::config::TimestepSpacing;
 use seedpo_model::schedule::NoiseSchedule;
 use tch::{Kind, Tensor};
 
@@ -31,7 +32,8 @@ impl Sampler {
     /// A sampler of `steps` steps. `eta` in [0, 1] is the noise of DDIM's steps and must be 0 for the others.
     ///
     /// The folder says `timestep_spacing`, `steps_offset`, `set_alpha_to_one` and `prediction_type`; where it is silent
-    /// about the spacing, DDIM counts `leading`, the others `linspace`. Errors: [`Error::Setting`].
+    /// about the spacing, DDIM counts `leading`, the others `linspace`. Errors: [`Error::Setting`], also where noise is
+    /// predicted at a timestep whose ᾱ is 0.
     pub fn new(kind: SamplerKind, schedule: &NoiseSchedule, steps: usize, eta: f64) -> Result<Self> {
         let total = schedule.num_train_timesteps;
         if steps == 0 || steps as i64 > total {
@@ -46,17 +48,18 @@ impl Sampler {
             SamplerKind::Ddim => ddim_stages(&levels, schedule, steps, eta),
             _ => {
                 let sigma = |i: usize| levels.get(i).map_or(0.0, |level| level.sigma);
-                let v = schedule.prediction_type == PredictionType::VPrediction;
+                let output = schedule.prediction_type;
                 let stage = |i: usize| match kind {
                     SamplerKind::DpmPlusPlus2M | SamplerKind::DpmPlusPlus2MKarras => {
                         let before = if i == 0 || i + 1 == steps { None } else { Some(sigma(i - 1)) };
-                        Stage::dpm_solver(levels[i], sigma(i + 1), before, v)
+                        Stage::dpm_solver(levels[i], sigma(i + 1), before, output)
                     }
-                    _ => Stage::euler(levels[i], sigma(i + 1), kind == SamplerKind::EulerAncestral, v),
+                    _ => Stage::euler(levels[i], sigma(i + 1), kind == SamplerKind::EulerAncestral, output),
                 };
                 (0..steps).map(stage).collect()
             }
         };
+        check_signal(&stages)?;
         Ok(Self { kind, init_noise_sigma: init_noise_sigma(kind, schedule, &levels), stages })
     }
 
@@ -214,6 +217,22 @@ fn check_levels(levels: &[Level], total: i64, steps: usize) -> Result<()> {
     }
 }
 
+/// Refuses steps at which the model's output does not tell the picture: noise predicted where there is nothing else.
+fn check_signal(stages: &[Stage]) -> Result<()> {
+    match stages.iter().find(|stage| !(stage.x0_from_latents.is_finite() && stage.x0_from_output.is_finite())) {
+        None => Ok(()),
+        Some(stage) => {
+            let expected = format!(
+                "v_prediction or sample: at timestep {}, a step of this sampler, the rescaled betas (`rescale_betas_zero_snr`) \
+                 leave nothing of the picture, which the noise alone does not tell; `timestep_spacing` leading in \
+                 scheduler_config.json begins below it",
+                stage.timestep
+            );
+            Err(Error::setting("prediction_type", expected, "epsilon"))
+        }
+    }
+}
+
 /// Equal to the property of the same name of diffusers' schedulers.
 fn init_noise_sigma(kind: SamplerKind, schedule: &NoiseSchedule, levels: &[Level]) -> f64 {
     let highest = levels[0].sigma;
@@ -226,11 +245,10 @@ fn init_noise_sigma(kind: SamplerKind, schedule: &NoiseSchedule, levels: &[Level
 
 fn ddim_stages(levels: &[Level], schedule: &NoiseSchedule, steps: usize, eta: f64) -> Vec<Stage> {
     let stride = schedule.num_train_timesteps / steps as i64;
-    let v = schedule.prediction_type == PredictionType::VPrediction;
     let stage = |level: &Level| {
         let timestep = level.timestep as i64;
         let (alpha, next) = (schedule.alpha_cumprod(timestep), schedule.alpha_cumprod(timestep - stride));
-        Stage::ddim(level.timestep, alpha, next, eta, v)
+        Stage::ddim(level.timestep, alpha, next, eta, schedule.prediction_type)
     };
     levels.iter().map(stage).collect()
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use seedpo_model::SchedulerConfig;
+use seedpo_model::config::TimestepSpacing;
 use seedpo_model::schedule::NoiseSchedule;
 use seedpo_rollout::{Ddim, Error};
 use seedpo_tensor::WeightFile;
@@ -83,9 +84,43 @@ fn the_folder_s_schedule_is_honoured() {
     assert!(ddim.sigma(1).unwrap() > 0.0, "the last step leads to ᾱ_0 and still has noise");
     let to_one = NoiseSchedule { set_alpha_to_one: true, ..schedule.clone() };
     assert_eq!(Ddim::new(&to_one, 20, 1.0).unwrap().sigma(1).unwrap(), 0.0);
-    let mut trailing = schedule;
-    trailing.timestep_spacing = Some(seedpo_model::config::TimestepSpacing::Trailing);
-    assert!(Ddim::new(&trailing, 20, 1.0).unwrap_err().to_string().contains("timestep_spacing"));
+    assert_eq!(Ddim::spacing_note(&schedule), None);
+    for (spacing, name) in [(TimestepSpacing::Trailing, "trailing"), (TimestepSpacing::Linspace, "linspace")] {
+        let other = NoiseSchedule { timestep_spacing: Some(spacing), steps_offset: 0, ..schedule.clone() };
+        assert_eq!(Ddim::new(&other, 20, 1.0).unwrap().timesteps(), ddim.timesteps(), "leading, offset 1");
+        assert!(Ddim::spacing_note(&other).unwrap().contains(&format!("`timestep_spacing` {name}")));
+    }
+}
+
+/// Betas rescaled to zero terminal SNR: leading steps begin below the timestep at which nothing is left, all others work.
+#[test]
+fn a_step_from_nothing_but_noise_is_refused() {
+    let config = SchedulerConfig { rescale_betas_zero_snr: true, ..SchedulerConfig::stable_diffusion() };
+    let schedule = NoiseSchedule::new(&config).unwrap();
+    let ddim = Ddim::new(&schedule, 20, 1.0).unwrap();
+    assert!(ddim.sigma(998).unwrap() > 0.0);
+    let message = ddim.sigma(999).unwrap_err().to_string();
+    assert!(
+        message.contains("`timestep`: expected at most 998") && message.contains("rescale_betas_zero_snr"),
+        "{message}"
+    );
+    let message = Ddim::new(&schedule, 500, 1.0).unwrap_err().to_string();
+    assert!(message.contains("`steps`: expected fewer steps") && message.contains("timestep 999"), "{message}");
+}
+
+#[test]
+fn rows_without_noise_keep_the_density_of_the_others() {
+    tch::manual_seed(4);
+    let schedule = NoiseSchedule::new(&SchedulerConfig::stable_diffusion()).unwrap();
+    let ddim = Ddim::new(&NoiseSchedule { set_alpha_to_one: true, ..schedule }, 20, 1.0).unwrap();
+    let draw = || Tensor::randn([2, 4, 4, 4], (Kind::Float, tch::Device::Cpu));
+    let (latents, noise, next) = (draw(), draw(), draw());
+    let step = ddim.transition(&[501, 1], &latents, &noise).unwrap();
+    assert!(matches!(step.log_prob(&next), Err(Error::NoDensity { timestep: 1 })));
+    let found = list::<f64>(&step.log_prob_where_defined(&next).unwrap(), Kind::Double);
+    let first = |x: &Tensor| x.narrow(0, 0, 1);
+    let alone = ddim.transition(&[501], &first(&latents), &first(&noise)).unwrap().log_prob(&first(&next)).unwrap();
+    assert!((found[0] - alone.double_value(&[0])).abs() < 1e-6 && found[1].is_nan(), "{found:?}");
 }
 
 #[test]

@@ -9,6 +9,8 @@ use seedpo_tensor::{Kind, Tensor, WeightFile};
 
 use super::settings::CaseSettings;
 
+const INTEGERS: [Kind; 5] = [Kind::Int64, Kind::Int, Kind::Int16, Kind::Int8, Kind::Uint8];
+
 /// A case, open for reading.
 pub struct Case {
     file: WeightFile,
@@ -63,10 +65,19 @@ impl Case {
         Ok(tensor.f_to_kind(Kind::Float)?)
     }
 
+    /// As [`Self::float`], of integers too.
+    pub fn number(&self, name: &str, shape: &[&'static str], sizes: &Sizes) -> Result<Tensor> {
+        let tensor = self.checked(name, shape, sizes)?;
+        if !tensor.is_floating_point() && !INTEGERS.contains(&tensor.kind()) {
+            bail!("tensor `{name}`: expected a float or integer dtype, found {:?}", tensor.kind());
+        }
+        Ok(tensor.f_to_kind(Kind::Float)?)
+    }
+
     /// An integer tensor as i64, with each value in `0..below`.
     pub fn integer(&self, name: &str, shape: &[&'static str], sizes: &Sizes, below: i64) -> Result<Tensor> {
         let tensor = self.checked(name, shape, sizes)?;
-        if !matches!(tensor.kind(), Kind::Int64 | Kind::Int | Kind::Int16 | Kind::Uint8) {
+        if !INTEGERS.contains(&tensor.kind()) {
             bail!("tensor `{name}`: expected dtype i64, found {:?}", tensor.kind());
         }
         let tensor = tensor.f_to_kind(Kind::Int64)?;

@@ -39,26 +39,35 @@ impl Reader<'_> {
         if model.unet.config().text_time.is_none() {
             return Ok((embeds, None));
         }
-        let added =
-            AddedConditioning { pooled: self.float("pooled", &POOLED)?, time_ids: self.float("time_ids", &TIME_IDS)? };
+        let added = AddedConditioning { pooled: self.float("pooled", &POOLED)?, time_ids: self.time_ids("time_ids")? };
         Ok((embeds, Some(added)))
     }
 
-    /// Both branches of guidance. `negative_time_ids` may be absent: then they are `time_ids`.
-    pub fn guided(&self, model: &DiffusionModel) -> Result<Conditioning> {
+    /// Both branches of guidance. `negative_time_ids` may be absent: then they are `time_ids`; at `guidance_scale` 1,
+    /// which runs the prompt's branch alone, all that is negative may be.
+    pub fn guided(&self, model: &DiffusionModel, guidance_scale: f64) -> Result<Conditioning> {
         let (prompt_embeds, added) = self.prompt(model)?;
+        let negative = |name: &str, shape: &[&'static str], prompt: &Tensor| match self.case.has(name) {
+            false if guidance_scale == 1.0 => Ok(prompt.narrow(0, 0, 1).zeros_like()),
+            _ => self.float(name, shape),
+        };
         let pair = |prompt: AddedConditioning| {
             let time_ids = match self.case.has("negative_time_ids") {
-                true => self.float("negative_time_ids", &TIME_IDS)?,
+                true => self.time_ids("negative_time_ids")?,
                 false => prompt.time_ids.shallow_clone(),
             };
-            let pooled = self.float("negative_pooled", &NEGATIVE_POOLED)?;
+            let pooled = negative("negative_pooled", &NEGATIVE_POOLED, &prompt.pooled)?;
             Ok::<_, anyhow::Error>(AddedPair { prompt, negative: AddedConditioning { pooled, time_ids } })
         };
         Ok(Conditioning {
+            negative_prompt_embeds: negative("negative_prompt_embeds", &NEGATIVE, &prompt_embeds)?,
             prompt_embeds,
-            negative_prompt_embeds: self.float("negative_prompt_embeds", &NEGATIVE)?,
             added: added.map(pair).transpose()?,
         })
+    }
+
+    /// Sizes and offsets in pixels: whole numbers, whichever dtype they are in.
+    fn time_ids(&self, name: &str) -> Result<Tensor> {
+        Ok(self.case.number(name, &TIME_IDS, self.sizes)?.to_device(self.session.device()))
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
-use seedpo_align::objective::{Flipper, ProbeLossSettings, pair_tensors as tensors_of, probe_loss};
+use seedpo_align::objective::{Flipper, ProbeLossSettings, pair_tensors as tensors_of, probe_loss, takes_steps};
 use seedpo_model::AddedPair;
 use seedpo_model::adapter::{canonical_key, resolve};
+use seedpo_rollout::Ddim;
 use seedpo_tensor::{Tensor, WeightFile};
 use serde_json::{Value, json};
 
@@ -41,7 +42,7 @@ pub fn loss(case: &Case, session: &Session) -> Result<Results> {
     let mut tensors = pair_tensors(case, &settings.method, &sizes)?;
     let last = model.schedule.num_train_timesteps;
     tensors.insert("timestep".to_owned(), case.integer("timestep", &["B"], &sizes, last)?);
-    let embeds = conditioning::Reader { case, sizes: &sizes, session }.guided(&model)?;
+    let embeds = conditioning::Reader { case, sizes: &sizes, session }.guided(&model, settings.guidance_scale)?;
     tensors.insert("prompt_embeds".to_owned(), embeds.prompt_embeds);
     tensors.insert("negative_prompt_embeds".to_owned(), embeds.negative_prompt_embeds);
     if let Some(AddedPair { prompt, negative }) = embeds.added {
@@ -54,19 +55,27 @@ pub fn loss(case: &Case, session: &Session) -> Result<Results> {
         tensors.extend(added.map(|(name, tensor)| (name.to_owned(), tensor)));
     }
     let tensors = tensors.into_iter().map(|(name, tensor)| (name, tensor.to_device(session.device()))).collect();
+    if takes_steps(&settings.method) {
+        session.note(Ddim::spacing_note(&model.schedule));
+    }
     let output = probe_loss(&model, &policy, reference.as_ref(), &tensors, &settings)?;
-    let spelling = file_keys(case, &raw)?;
-    let written = |key: String| spelling.get(&key).cloned().unwrap_or(key);
-    let gradients = output.grads.into_iter().map(|(key, gradient)| (format!("grad.{}", written(key)), gradient));
-    let values = [("loss".to_owned(), output.loss), ("margin".to_owned(), output.margin)];
-    Ok(values.into_iter().chain(gradients).collect())
+    let written = file_tensors(case, &raw)?;
+    let as_written = |(key, gradient): (String, Tensor)| match written.get(&key) {
+        None => Ok((format!("grad.{key}"), gradient)),
+        Some((spelling, shape)) => Ok((format!("grad.{spelling}"), gradient.f_reshape(shape.as_slice())?)),
+    };
+    let mut results = output.grads.into_iter().map(as_written).collect::<Result<Results>>()?;
+    results.extend([("loss".to_owned(), output.loss), ("margin".to_owned(), output.margin)]);
+    Ok(results)
 }
 
-/// The adapter file's own spelling of each key.
-fn file_keys(case: &Case, settings: &CaseSettings) -> Result<BTreeMap<String, String>> {
+/// The adapter file's own spelling of each key, and the shape there: that of a 1×1 convolution has four axes in some files
+/// and two in others, whatever the layer has.
+fn file_tensors(case: &Case, settings: &CaseSettings) -> Result<BTreeMap<String, (String, Vec<i64>)>> {
     let Some(written) = settings.text("adapter")? else { return Ok(BTreeMap::new()) };
     let file = WeightFile::open(&resolve(&case.path(written)))?;
-    Ok(file.names().filter_map(|key| Some((canonical_key(key)?, key.to_owned()))).collect())
+    let tensor = |key: &str| Some((canonical_key(key)?, (key.to_owned(), file.shape(key)?.to_vec())));
+    Ok(file.names().filter_map(tensor).collect())
 }
 
 fn pair_tensors(case: &Case, method: &str, sizes: &Sizes) -> Result<BTreeMap<String, Tensor>> {
@@ -82,8 +91,7 @@ fn settings(raw: &CaseSettings) -> Result<ProbeLossSettings> {
     tensors_of(&method)?;
     let form = text("form")?.unwrap_or_else(|| "flatten".to_owned());
     // The denoising error has no sampler's steps.
-    let noised = matches!(method.as_str(), "diffusion-dpo" | "seppo" | "spin" | "sft");
-    let steps = if noised && raw.optional_number("steps")?.is_none() { 20 } else { raw.count("steps")? };
+    let steps = if takes_steps(&method) { raw.count("steps")? } else { raw.optional_count("steps")?.unwrap_or(20) };
     let shaping = text("shaping")?;
     if let Some(name) = &shaping {
         serde_json::from_value::<Flipper>(json!(name))

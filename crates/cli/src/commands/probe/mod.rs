@@ -42,12 +42,17 @@ The case is a safetensors file: its tensors are the inputs; its metadata has the
   score     images u8 [B, H, W, 3]                              judge, prompts, judge_path  scores [B]
             (as x / 127.5 - 1 where there is a timestep)        (its weights), timestep
 
-SDXL: unet, sample and loss also read pooled [B, P] and time_ids f32 [B, 6] (original height, width; crop top, left; target
-height, width), sample and loss negative_pooled [1, P] and, if they differ from time_ids, negative_time_ids [B, 6].
+SDXL: unet, sample and loss also read pooled [B, P] and time_ids [B, 6], floats or integers (original height, width; crop
+top, left; target height, width), sample and loss negative_pooled [1, P] and, if they differ from time_ids,
+negative_time_ids [B, 6]. At guidance_scale 1 all that is negative may be left out.
+
+ddim: noise_pred is noise (epsilon) whatever the model predicts, and steps are counted leading; log_prob is NaN in a row whose
+step has no noise (std 0). grad.<adapter key> has the shape that the adapter file has there.
 
 Defaults of settings: eta 0 for sample and 1 for ddim and loss, sampler ddim, gamma 0, form flatten, clip null (off),
 shaping the method's own (sign, indicator or off: the flipper; latents_w, _l and _ref are clean where noise is given).
-Samplers: ddim, euler, euler-karras, euler-a, dpmpp-2m, dpmpp-2m-karras, or the name of their class in diffusers.
+Samplers: ddim, euler, euler-karras, euler-a, dpmpp-2m, dpmpp-2m-karras, also in other tools' spelling (DPM++ 2M), or the
+name of their class in diffusers.
 Paths in settings are taken from the working folder, or else from the case's folder.";
 
 /// Run one stage on given inputs, to compare it with a reference of your own.
@@ -116,6 +121,13 @@ impl Session<'_> {
         self.options.kind
     }
 
+    /// Tells the user of what a result does not take over from the model's folder, if there is such.
+    pub fn note(&self, text: Option<String>) {
+        if let Some(text) = text {
+            self.context.note(&format!("note: {text}"));
+        }
+    }
+
     /// The global flags.
     pub fn context(&self) -> &Context {
         self.context
@@ -158,13 +170,14 @@ fn stage(what: &str) -> Result<Stage> {
     }
 }
 
-/// Floating results as f32; a result that is not finite is refused by name.
+/// Floating results as f32; a result that is not finite is refused by name, but for log-probabilities that do not exist.
 fn in_f32(results: Results) -> Result<Results> {
     let convert = |(name, tensor): (String, Tensor)| {
         if !tensor.is_floating_point() {
             return Ok((name, tensor));
         }
-        let bad = tensor.isfinite().logical_not().sum(Kind::Int64).int64_value(&[]);
+        let finite = if name == stages::LOG_PROB { tensor.isinf().logical_not() } else { tensor.isfinite() };
+        let bad = finite.logical_not().sum(Kind::Int64).int64_value(&[]);
         ensure!(
             bad == 0,
             "result `{name}`: {bad} of its {} values are NaN or infinite; look for such values in the inputs, the weights and the adapter",

@@ -47,6 +47,11 @@ impl CaseSettings {
         whole.map(|n| n as usize).with_context(|| wrong(key, "a whole number of 0 or more", found))
     }
 
+    /// A whole number of 0 or more that may be absent.
+    pub fn optional_count(&self, key: &str) -> Result<Option<usize>> {
+        self.0.contains_key(key).then(|| self.count(key)).transpose()
+    }
+
     /// A string that may be absent.
     pub fn text(&self, key: &str) -> Result<Option<&str>> {
         let Some(found) = self.0.get(key) else { return Ok(None) };

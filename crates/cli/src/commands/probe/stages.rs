@@ -14,6 +14,8 @@ use super::{Results, Session};
 use crate::judges;
 
 const LATENTS: [&str; 4] = ["B", "C", "h", "w"];
+/// The one result that may be NaN: where a step has no noise.
+pub const LOG_PROB: &str = "log_prob";
 const STEP_NOISE: [&str; 5] = ["steps", "B", "C", "h", "w"];
 
 fn results<const N: usize>(named: [(&str, Tensor); N]) -> Results {
@@ -110,7 +112,8 @@ pub fn decode(case: &Case, session: &Session) -> Result<Results> {
     Ok(results([("images", model.vae.decode_latents(&latents.to_device(session.device()))?)]))
 }
 
-/// One DDIM step: its Gaussian, and the log-probability of where it led.
+/// One DDIM step: its Gaussian, and the log-probability of where it led. A row whose step has no noise (σ = 0) has no
+/// density: its log-probability is NaN, and a line says so.
 pub fn ddim(case: &Case, session: &Session) -> Result<Results> {
     let settings = case.settings(&["steps", "eta"])?;
     let schedule = session.schedule()?;
@@ -120,9 +123,23 @@ pub fn ddim(case: &Case, session: &Session) -> Result<Results> {
     let next = case.float("next_latents", &LATENTS, &sizes)?;
     let timestep = case.integer("timestep", &["B"], &sizes, schedule.num_train_timesteps)?;
     let ddim = Ddim::new(&schedule, settings.count("steps")?, settings.number("eta", Some(1.0))?)?;
-    let transition = ddim.transition(&Vec::<i64>::try_from(&timestep)?, &latents, &noise_pred)?;
-    let log_prob = transition.log_prob(&next)?;
-    Ok(results([("mean", transition.mean), ("std", transition.std), ("log_prob", log_prob)]))
+    session.note(Ddim::spacing_note(&schedule));
+    let timesteps = Vec::<i64>::try_from(&timestep)?;
+    let transition = ddim.transition(&timesteps, &latents, &noise_pred)?;
+    let log_prob = transition.log_prob_where_defined(&next)?;
+    let finite = Vec::<bool>::try_from(log_prob.isfinite())?;
+    for (row, sigma) in transition.sigmas().iter().enumerate() {
+        if *sigma > 0.0 {
+            ensure!(finite[row], "result `{LOG_PROB}`: row {row} is not a finite number; look for such in the inputs");
+            continue;
+        }
+        session.context().note(&format!(
+            "note: row {row} (timestep {}): the step's standard deviation is 0, so that it has no density; its `{LOG_PROB}` \
+             is NaN",
+            timesteps[row]
+        ));
+    }
+    Ok(results([("mean", transition.mean), ("std", transition.std), (LOG_PROB, log_prob)]))
 }
 
 /// x_T, unit noise as a pipeline's `latents` argument, to x_0.
@@ -132,14 +149,16 @@ pub fn sample(case: &Case, session: &Session) -> Result<Results> {
     let (model, adapter) = adapted(case, &settings, session)?;
     let steps = settings.count("steps")?;
     let sampler = Sampler::new(kind, &model.schedule, steps, settings.number("eta", Some(0.0))?)?;
+    session.note(kind.passed_over(&model.scheduler));
     let sizes = sizes_of(&model);
     let latents = case.float("latents", &LATENTS, &sizes)?.to_device(session.device());
     let draws_noise = (0..steps).any(|step| sampler.draws_noise(step));
     let noise = draws_noise.then(|| case.float("noise", &STEP_NOISE, &sizes.and("steps", steps as i64)));
     let noise = noise.transpose().with_context(|| format!("sampler `{kind}` draws noise"))?;
-    let conditioning = conditioning::Reader { case, sizes: &sizes, session }.guided(&model)?;
+    let guidance_scale = settings.number("guidance_scale", None)?;
+    let conditioning = conditioning::Reader { case, sizes: &sizes, session }.guided(&model, guidance_scale)?;
     let policy = Policy::new(&model, adapter.as_ref());
-    let predictor = GuidedPolicy::new(policy, &conditioning, settings.number("guidance_scale", None)?);
+    let predictor = GuidedPolicy::new(policy, &conditioning, guidance_scale);
     let rows: Vec<usize> = (0..latents.size()[0] as usize).collect();
     let mut step_noise = |step: usize| noise.as_ref().map_or_else(Tensor::new, |noise| noise.get(step as i64));
     let latents = seedpo_rollout::draw(&predictor, &latents, &rows, &sampler, &mut step_noise, &mut |_, _| ())?;

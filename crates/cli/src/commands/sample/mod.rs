@@ -82,8 +82,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "What to draw")]
     seed: u64,
 
-    /// How to go from noise to picture: ddim, euler, euler-karras, euler-a, dpmpp-2m, dpmpp-2m-karras, or the class
-    /// name of one of these in diffusers.
+    /// How to go from noise to picture: ddim, euler, euler-karras, euler-a, dpmpp-2m, dpmpp-2m-karras, in this or other
+    /// tools' spelling ("DPM++ 2M Karras", dpmpp_2m_karras), or the class name of one of these in diffusers.
     #[arg(long, value_name = "NAME", default_value = "ddim", visible_alias = "scheduler", help_heading = "Sampler")]
     sampler: SamplerKind,
 
@@ -165,6 +165,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     let model = DiffusionModel::load(&models::find(args.model.as_deref(), context)?, &options)?;
     let shape = args.latent_shape(&model)?;
     let sampler = Sampler::new(args.sampler, &model.schedule, args.steps, args.eta)?;
+    if let Some(text) = args.sampler.passed_over(&model.scheduler) {
+        context.note(&format!("note: {text}"));
+    }
     let model = adapters::merged(&args.adapter, model, context)?;
     report_truncated(&model, &prompts, context)?;
     let _folder = OutputFolder::make(&args.out, &files)?;
@@ -230,9 +233,9 @@ impl Args {
 
     /// `[C, h, w]` of one latent. Errors: a side that the autoencoder and the U-Net cannot halve evenly.
     fn latent_shape(&self, model: &DiffusionModel) -> Result<[i64; 3]> {
-        let (native, channels) = models::native_size(model);
+        let ([height, width], channels) = models::native_size(model);
         let factor = model.vae.config().scale_factor();
-        let side = |flag: &str, given: Option<i64>| {
+        let side = |flag: &str, given: Option<i64>, native: i64| {
             let flag = if given.is_none() && self.resolution.is_some() { "resolution" } else { flag };
             let pixels = given.or(self.resolution).unwrap_or(native);
             ensure!(
@@ -241,7 +244,7 @@ impl Args {
             );
             Ok(pixels / factor)
         };
-        Ok([channels, side("height", self.height)?, side("width", self.width)?])
+        Ok([channels, side("height", self.height, height)?, side("width", self.width, width)?])
     }
 }
 
