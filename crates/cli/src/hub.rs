@@ -13,6 +13,8 @@ use crate::progress::Progress;
 const MEGABYTE: u64 = 1_000_000;
 /// Files that are whole models by themselves.
 const CHECKPOINTS: [&str; 4] = [".safetensors", ".ckpt", ".pt", ".pth"];
+/// Files that are adapters.
+const ADAPTERS: [&str; 5] = [".safetensors", ".bin", ".ckpt", ".pt", ".pth"];
 
 /// The path of a model: `named` itself where it exists or is no hub id, else the files of `user/repo` (a diffusers
 /// pipeline) or `user/repo/file` (a single-file checkpoint) in the cache, downloaded if need be.
@@ -20,7 +22,7 @@ const CHECKPOINTS: [&str; 4] = [".safetensors", ".ckpt", ".pt", ".pth"];
 /// `variant` is empty for the plain weights. Errors: those of the hub, with what to do; that nothing by that name is
 /// here either.
 pub fn model(named: &Path, variant: &str, context: &Context) -> Result<PathBuf> {
-    let Some((id, file)) = hub_id(named) else { return Ok(named.to_path_buf()) };
+    let Some((id, file)) = hub_id(named, &CHECKPOINTS) else { return Ok(named.to_path_buf()) };
     let variant = given(variant).map(str::to_owned);
     let select = file.map_or(Select::Pipeline { variant }, Select::File);
     let revision = context.revision();
@@ -32,29 +34,42 @@ pub fn model(named: &Path, variant: &str, context: &Context) -> Result<PathBuf> 
     found.map_err(|error| explained(error, named))
 }
 
-/// The path of an adapter: as [`model`], for a LoRA in `user/repo` or `user/repo/file.safetensors`, at `main`: a model's
-/// `--revision` says nothing about other repositories.
+/// The path of an adapter: as [`model`], for a LoRA in `user/repo` or `user/repo/file.safetensors` (peft's configuration
+/// beside it is fetched too), at `main`: a model's `--revision` says nothing about other repositories.
 pub fn adapter(named: &Path, context: &Context) -> Result<PathBuf> {
-    let Some((id, file)) = hub_id(named) else { return Ok(named.to_path_buf()) };
-    let select = file.map_or(Select::Adapter, Select::File);
+    let Some((id, file)) = hub_id(named, &ADAPTERS) else { return Ok(named.to_path_buf()) };
+    let select = file.map_or(Select::Adapter, Select::AdapterFile);
     let found = hub().file(&id, "main", &select, &mut Shown::new(context));
     found.map_err(|error| explained(error, named))
 }
 
 /// One file of a repository (`user/repo`) at `main`, from the cache or downloaded. Errors: no such id; those of the hub.
 pub fn file(repo: &str, file: &str, context: &Context) -> Result<PathBuf> {
+    fetched(repo, file, context)?.map_err(|error| anyhow::Error::new(error).context(format!("{repo}: {file}")))
+}
+
+/// As [`file`], `None` where the repository has no such file, or offline where the cache has none.
+pub fn file_if_there(repo: &str, file: &str, context: &Context) -> Result<Option<PathBuf>> {
+    use seedpo_hub::Error::{NoFile, NotCached};
+    match fetched(repo, file, context)? {
+        Ok(path) => Ok(Some(path)),
+        Err(NoFile { .. } | NotCached { .. }) => Ok(None),
+        Err(error) => Err(anyhow::Error::new(error).context(format!("{repo}: {file}"))),
+    }
+}
+
+fn fetched(repo: &str, file: &str, context: &Context) -> Result<seedpo_hub::Result<PathBuf>> {
     let Some(id) = RepoId::parse(repo) else {
         bail!("{repo}: nothing is at this path, and it is no hub id (user/repo)")
     };
-    let found = hub().file(&id, "main", &Select::File(file.to_owned()), &mut Shown::new(context));
-    found.map_err(|error| anyhow::Error::new(error).context(format!("{repo}: {file}")))
+    Ok(hub().file(&id, "main", &Select::File(file.to_owned()), &mut Shown::new(context)))
 }
 
-/// The id and file that a name stands for, unless there is something at that path.
-fn hub_id(named: &Path) -> Option<(RepoId, Option<String>)> {
+/// The id and file (of one of these suffixes) that a name stands for, unless there is something at that path.
+fn hub_id(named: &Path, suffixes: &[&str]) -> Option<(RepoId, Option<String>)> {
     let text = named.to_str().filter(|_| !named.exists())?;
     let (id, file) = RepoId::parse_with_file(text)?;
-    let fits = file.is_none_or(|file| CHECKPOINTS.iter().any(|suffix| file.ends_with(suffix)));
+    let fits = file.is_none_or(|file| suffixes.iter().any(|suffix| file.ends_with(suffix)));
     fits.then(|| (id, file.map(str::to_owned)))
 }
 
@@ -122,11 +137,13 @@ mod tests {
 
     #[test]
     fn paths_win_and_other_names_are_not_ids() {
-        let id = |text: &str| hub_id(Path::new(text)).map(|(id, file)| (id.to_string(), file));
+        let id = |text: &str| hub_id(Path::new(text), &CHECKPOINTS).map(|(id, file)| (id.to_string(), file));
         assert_eq!(id("runwayml/stable-diffusion-v1-5"), Some(("runwayml/stable-diffusion-v1-5".to_owned(), None)));
         assert_eq!(id("user/repo/a/b.safetensors").unwrap().1.as_deref(), Some("a/b.safetensors"));
         for path in ["src/main.rs", "src", "model", "./a/b", "/a/b", "path/to/model", "user/repo/readme.md"] {
             assert_eq!(id(path), None, "{path}");
         }
+        let pickle = Path::new("user/repo/pytorch_lora_weights.bin");
+        assert!(hub_id(pickle, &ADAPTERS).is_some() && hub_id(pickle, &CHECKPOINTS).is_none());
     }
 }

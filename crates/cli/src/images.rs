@@ -6,6 +6,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use image::RgbImage;
 use seedpo_evaluate::png::png_texts;
 
+use crate::prompts;
+
 const SUFFIXES: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
 /// A picture file.
@@ -13,7 +15,7 @@ const SUFFIXES: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 pub struct PictureFile {
     /// Its pixels.
     pub picture: RgbImage,
-    /// The prompt that a PNG of ours carries, if it does.
+    /// The prompt that a PNG carries, if it does: one of ours, or of another tool that is known.
     pub prompt: Option<String>,
 }
 
@@ -21,7 +23,7 @@ pub struct PictureFile {
 pub fn read(path: &Path) -> Result<PictureFile> {
     let bytes = std::fs::read(path).with_context(|| format!("{}: could not be read", path.display()))?;
     let picture = seedpo_data::picture::decode(&bytes).map_err(|reason| anyhow!("{}: {reason}", path.display()))?;
-    let prompt = png_texts(&bytes).into_iter().find_map(|(keyword, text)| (keyword == "prompt").then_some(text));
+    let prompt = prompts::in_texts(&png_texts(&bytes));
     Ok(PictureFile { picture, prompt })
 }
 

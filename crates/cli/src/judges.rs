@@ -4,8 +4,8 @@ use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
-use seedpo_judge::{EXEC_TIMEOUT, Judge, JudgeInfo, JudgeOptions, JudgeSpec};
+use anyhow::{Context as _, Result};
+use seedpo_judge::{EXEC_TIMEOUT, HubFile, Judge, JudgeInfo, JudgeOptions, JudgeSpec, lacking};
 use seedpo_tensor::{Device, Kind};
 
 use crate::context::Context;
@@ -44,22 +44,40 @@ pub fn build(
 type Located = std::result::Result<Vec<PathBuf>, Box<dyn StdError + Send + Sync>>;
 
 /// A path that exists; else a hub id (with a file in it, or with the published names); without either, the published
-/// repositories, or the place beside the built-in model.
+/// repositories, or the place beside the built-in model. What a judge needs of other models' repositories and has not there
+/// comes from where it is published.
 fn locate(info: &'static JudgeInfo, location: Option<&str>, context: &Context) -> Located {
-    let published = |repo: Option<&str>| -> Result<Vec<PathBuf>> {
-        let fetch = |w: &seedpo_judge::HubFile| hub::file(repo.unwrap_or(w.repo), w.file, context);
-        info.weights.iter().map(fetch).collect()
+    located(info, location, context).map_err(|error| format!("{error:#}").into())
+}
+
+fn located(info: &'static JudgeInfo, location: Option<&str>, context: &Context) -> Result<Vec<PathBuf>> {
+    let published = |file: &HubFile| hub::file(file.repo, file.file, context);
+    let Some(text) = location else {
+        if !info.asset.is_empty() {
+            return Ok(vec![models::asset(info.asset)?]);
+        }
+        return info.weights.iter().map(published).collect();
     };
-    let paths = match location {
-        None if !info.asset.is_empty() => models::asset(info.asset).map(|path| vec![path]),
-        None => published(None),
-        Some(text) if Path::new(text).exists() => Ok(vec![PathBuf::from(text)]),
-        Some(text) => match text.match_indices('/').nth(1) {
-            Some((at, _)) => hub::file(&text[..at], &text[at + 1..], context).map(|path| vec![path]),
-            None => published(Some(text)),
-        },
+    let mut paths = match text.match_indices('/').nth(1) {
+        _ if Path::new(text).exists() => vec![PathBuf::from(text)],
+        Some((at, _)) => vec![hub::file(&text[..at], &text[at + 1..], context)?],
+        None => in_repository(info, text, context)?,
     };
-    paths.map_err(|error| format!("{error:#}").into())
+    for file in lacking(info, &paths) {
+        let found = published(file).with_context(|| format!("{text} has not all that `{}` needs", info.name));
+        paths.push(found?);
+    }
+    Ok(paths)
+}
+
+/// A judge's files under their published names in another repository: its own, and of the others those that are there.
+fn in_repository(info: &JudgeInfo, repo: &str, context: &Context) -> Result<Vec<PathBuf>> {
+    let own = info.own_weights().map(|file| hub::file(repo, file.file, context));
+    let mut paths = own.collect::<Result<Vec<_>>>()?;
+    for file in info.other_weights() {
+        paths.extend(hub::file_if_there(repo, file.file, context)?);
+    }
+    Ok(paths)
 }
 
 /// A note on each judge within an ensemble.

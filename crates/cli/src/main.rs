@@ -16,6 +16,7 @@ mod observer;
 mod out_of_memory;
 mod output;
 mod progress;
+mod prompts;
 mod settings;
 mod sheet;
 

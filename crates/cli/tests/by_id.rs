@@ -107,6 +107,33 @@ fn adapters_by_their_ids() {
     assert!(text.contains("no file `none.safetensors`") && text.contains("styles/ink.safetensors"), "{text}");
 }
 
+/// peft keeps alpha beside the weights: with the configuration, and without it, from the hub and from a folder.
+#[test]
+fn a_peft_adapter_by_its_file_has_its_scale() {
+    let (room, server) = (Room::new(), StandIn::new());
+    let native = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures/adapter/native");
+    publish(&server, &native, "whole/");
+    server.add(
+        "alone/adapter_model.safetensors",
+        &std::fs::read(native.join("adapter_model.safetensors")).unwrap(),
+        true,
+    );
+    let inspected = |named: &str| {
+        let output = seedpo(&room, &server, &["adapter", "inspect", named]).assert().success().get_output().clone();
+        let text = String::from_utf8(output.stdout).unwrap();
+        // The first line is the path.
+        (text.split_once('\n').unwrap().1.to_owned(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (expected, _) = inspected(native.to_str().unwrap());
+    let (found, told) = inspected("tiny/model/whole/adapter_model.safetensors");
+    assert!(found == expected && !told.contains("adapter_config.json"), "{found}\n{expected}\n{told}");
+    let (found, told) = inspected("tiny/model/alone/adapter_model.safetensors");
+    assert!(
+        found.contains("alpha        none") && told.contains("adapter_config.json with its alpha"),
+        "{found} {told}"
+    );
+}
+
 #[test]
 fn judges_by_their_ids_are_downloaded_once_and_score_the_same() {
     let (room, server) = (Room::new(), StandIn::new());

@@ -9,6 +9,8 @@ mod dtypes;
 mod ensembles;
 #[path = "commands/full.rs"]
 mod full;
+#[path = "commands/judge_files.rs"]
+mod judge_files;
 #[path = "commands/judge_training.rs"]
 mod judge_training;
 #[path = "commands/judging.rs"]

@@ -19,6 +19,7 @@ mod error;
 mod files;
 mod folders;
 mod human;
+mod jpeg;
 mod lists;
 mod open;
 mod pairs;

@@ -5,14 +5,16 @@ use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::imageops::{self, FilterType};
-use image::{ImageReader, Limits, RgbImage};
+use image::{ImageFormat, ImageReader, Limits, RgbImage};
+
+use crate::jpeg;
 
 /// The longest side a picture may have, in pixels.
 pub const MAX_SIDE: u32 = 16_384;
 /// How many times as long as wide a picture may be: scaled by its shorter side, a longer one would fill the memory.
 const MAX_ASPECT: u32 = 64;
 /// What decoding one picture may allocate, in bytes: a 10,000 x 10,000 picture fits.
-const MAX_BYTES: u64 = 512 << 20;
+pub(crate) const MAX_BYTES: u64 = 512 << 20;
 
 thread_local! {
     static DECODING: Cell<bool> = const { Cell::new(false) };
@@ -31,21 +33,23 @@ pub(crate) fn guarded<T>(decoder: impl FnOnce() -> Result<T, String>) -> Result<
     decoded.unwrap_or_else(|_| Err("the decoder failed on these bytes".into()))
 }
 
-/// Decodes a PNG, JPEG or WebP picture. A header that promises more than [`MAX_SIDE`] or half a GiB is refused before
+/// Decodes a PNG, JPEG or WebP picture, a JPEG to the pixels that Pillow finds in it. A header that promises more than [`MAX_SIDE`] or half a GiB is refused before
 /// anything is allocated. Errors: what is wrong with the bytes.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
     guarded(|| decode_unguarded(bytes))
 }
 
 fn decode_unguarded(bytes: &[u8]) -> Result<RgbImage, String> {
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
+    match reader.format() {
+        None => return Err("expected a PNG, JPEG or WebP picture, found other bytes".into()),
+        Some(ImageFormat::Jpeg) => return jpeg::decode(bytes),
+        Some(_) => {}
+    }
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
     limits.max_alloc = Some(MAX_BYTES);
-    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
-    if reader.format().is_none() {
-        return Err("expected a PNG, JPEG or WebP picture, found other bytes".into());
-    }
     let mut reader = reader;
     reader.limits(limits);
     let picture = reader.decode().map_err(|e| e.to_string())?.to_rgb8();

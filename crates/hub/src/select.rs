@@ -15,8 +15,10 @@ pub enum Select {
         variant: Option<String>,
     },
     /// A LoRA adapter: `pytorch_lora_weights.safetensors`, or peft's file and its configuration, or the only safetensors
-    /// file at the top.
+    /// file at the top, or where there is none the `.bin` of either name.
     Adapter,
+    /// The LoRA adapter in this file, and peft's configuration beside it where there is one: its scale is written there.
+    AdapterFile(String),
     /// One file by its path.
     File(String),
 }
@@ -42,14 +44,15 @@ struct Weights<'a> {
 
 impl<'a> Weights<'a> {
     /// `model.safetensors`, `model.fp16.safetensors`, `model-00001-of-00002.safetensors`, both orders of variant and
-    /// shard, and the indices of shards. `None` for any other name.
+    /// shard, and the indices of shards, the variant before or after the format or behind `index`. `None` for any other name.
     fn parse(name: &'a str) -> Option<Self> {
         let rest = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix))?;
         if let Some(inner) = rest.strip_suffix(".json") {
             let mut parts: Vec<&str> = inner.strip_prefix('.')?.split('.').collect();
-            let safetensors = format_of(parts.remove(0))?;
             let index = parts.iter().position(|part| *part == "index")?;
+            let format = parts[..index].iter().position(|part| format_of(part).is_some())?;
             parts.remove(index);
+            let safetensors = format_of(parts.remove(format))?;
             let variant = (parts.len() <= 1).then(|| parts.pop())?;
             return Some(Self { variant, safetensors });
         }
@@ -156,27 +159,38 @@ pub fn missing_part(files: &[String], index: &Value) -> Option<String> {
     })
 }
 
-/// The files of a LoRA adapter. Errors: what is expected, what was found, what to do.
+/// peft's configuration of an adapter, beside its weights.
+const PEFT_CONFIG: &str = "adapter_config.json";
+
+/// The files of a LoRA adapter, its weights first. Errors: what is expected, what was found, what to do.
 pub fn adapter(files: &[String]) -> Result<Vec<String>, String> {
-    let has = |name: &str| files.iter().any(|file| file == name);
-    if has("pytorch_lora_weights.safetensors") {
-        return Ok(vec!["pytorch_lora_weights.safetensors".to_owned()]);
-    }
-    if has("adapter_model.safetensors") {
-        let both = ["adapter_model.safetensors", "adapter_config.json"];
-        return Ok(both.into_iter().filter(|name| has(name)).map(str::to_owned).collect());
-    }
-    let top: Vec<&String> = files.iter().filter(|file| !file.contains('/') && file.ends_with(".safetensors")).collect();
-    match top[..] {
-        [only] => Ok(vec![only.clone()]),
-        [] => {
-            Err("expected a LoRA adapter (a .safetensors file), found none; name the file as user/repo/path".to_owned())
-        }
+    let first_of = |names: [&'static str; 2]| names.into_iter().find(|name| files.iter().any(|file| file == name));
+    let usual = first_of(["pytorch_lora_weights.safetensors", "adapter_model.safetensors"]);
+    let top: Vec<&str> =
+        files.iter().map(String::as_str).filter(|file| !file.contains('/') && file.ends_with(".safetensors")).collect();
+    let chosen = match (usual, &top[..]) {
+        (Some(usual), _) => usual,
+        (None, [only]) => only,
+        (None, []) => first_of(["pytorch_lora_weights.bin", "adapter_model.bin"]).ok_or(
+            "expected a LoRA adapter (a .safetensors file, pytorch_lora_weights.bin or adapter_model.bin), found none; \
+             name the file as user/repo/path",
+        )?,
         _ => {
-            let names: Vec<&str> = top.iter().map(|name| name.as_str()).collect();
-            Err(format!("expected one LoRA adapter, found {}; name the file as user/repo/file", names.join(", ")))
+            return Err(format!(
+                "expected one LoRA adapter, found {}; name the file as user/repo/file",
+                top.join(", ")
+            ));
         }
-    }
+    };
+    Ok(with_config(files, chosen))
+}
+
+/// The file of an adapter, and peft's configuration beside it where `files` have it.
+pub fn with_config(files: &[String], file: &str) -> Vec<String> {
+    let folder = file.rfind('/').map_or("", |at| &file[..=at]);
+    let config = format!("{folder}{PEFT_CONFIG}");
+    let beside = files.contains(&config).then_some(config);
+    std::iter::once(file.to_owned()).chain(beside).collect()
 }
 
 #[cfg(test)]
@@ -196,8 +210,17 @@ mod tests {
         assert_eq!(parse("diffusion_pytorch_model.safetensors.index.json"), Some((None, true)));
         assert_eq!(parse("diffusion_pytorch_model.safetensors.index.fp16.json"), Some((Some("fp16"), true)));
         assert_eq!(parse("model.safetensors.fp16.index.json"), Some((Some("fp16"), true)));
-        for other in ["config.json", "model.onnx", "openvino_model.bin", "flax_model.msgpack", "model.a.b.safetensors"]
-        {
+        assert_eq!(parse("model.fp16.safetensors.index.json"), Some((Some("fp16"), true)));
+        assert_eq!(parse("pytorch_model.fp16.bin.index.json"), Some((Some("fp16"), false)));
+        for other in [
+            "config.json",
+            "model.onnx",
+            "openvino_model.bin",
+            "flax_model.msgpack",
+            "model.a.b.safetensors",
+            "model.index.safetensors.json",
+            "model.fp16.index.json",
+        ] {
             assert_eq!(parse(other), None, "{other}");
         }
     }
@@ -276,5 +299,19 @@ mod tests {
         assert_eq!(adapter(&files(&["ink.safetensors", "unet/model.safetensors"])).unwrap(), ["ink.safetensors"]);
         assert!(adapter(&files(&["a.safetensors", "b.safetensors"])).unwrap_err().contains("a.safetensors, b.saf"));
         assert!(adapter(&files(&["README.md"])).unwrap_err().contains("found none"));
+        // A pickle only where there is nothing else.
+        let pickles = ["adapter_config.json", "adapter_model.bin", "optimizer.bin"];
+        assert_eq!(adapter(&files(&pickles)).unwrap(), ["adapter_model.bin", "adapter_config.json"]);
+        assert_eq!(adapter(&files(&["a.safetensors", "pytorch_lora_weights.bin"])).unwrap(), ["a.safetensors"]);
+        assert_eq!(adapter(&files(&["pytorch_lora_weights.bin"])).unwrap(), ["pytorch_lora_weights.bin"]);
+    }
+
+    #[test]
+    fn an_adapters_configuration_comes_with_it() {
+        let inside = ["adapter_config.json", "a/adapter_config.json", "a/adapter_model.bin", "b/adapter_model.bin"];
+        let chosen = |file: &str| with_config(&files(&inside), file);
+        assert_eq!(chosen("a/adapter_model.bin"), ["a/adapter_model.bin", "a/adapter_config.json"]);
+        assert_eq!(chosen("b/adapter_model.bin"), ["b/adapter_model.bin"]);
+        assert_eq!(chosen("adapter_model.bin"), ["adapter_model.bin", "adapter_config.json"]);
     }
 }

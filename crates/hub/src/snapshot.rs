@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::cache::{RepoCache, is_commit, safe};
 use crate::client::{Client, Listing};
 use crate::download::Job;
-use crate::select::{INDEX, Select, adapter, missing_part, pipeline};
+use crate::select::{INDEX, Select, adapter, missing_part, pipeline, with_config};
 use crate::{Error, HubConfig, Observer, RepoId, Result};
 
 /// A hub and its cache.
@@ -67,7 +67,7 @@ impl Hub {
     /// Errors: as [`Hub::snapshot`].
     pub fn file(&self, id: &RepoId, revision: &str, select: &Select, observer: &mut dyn Observer) -> Result<PathBuf> {
         let folder = self.snapshot(id, revision, select, observer)?;
-        if let Select::File(file) = select {
+        if let Select::File(file) | Select::AdapterFile(file) = select {
             return Ok(folder.join(file));
         }
         let inside: Vec<String> = self.listed(&folder);
@@ -108,7 +108,8 @@ impl Hub {
             }
             Select::Adapter => adapter(files).map_err(unsuitable)?,
             Select::File(file) if files.contains(file) => vec![file.clone()],
-            Select::File(file) => {
+            Select::AdapterFile(file) if files.contains(file) => with_config(files, file),
+            Select::File(file) | Select::AdapterFile(file) => {
                 let near: Vec<&str> =
                     files.iter().map(String::as_str).filter(|f| f.ends_with(".safetensors")).collect();
                 let hint = if near.is_empty() { String::new() } else { format!("; it has {}", near.join(", ")) };
@@ -180,7 +181,7 @@ impl Hub {
                 }
             }
             Select::Adapter => drop(chosen.map_err(|_| "a LoRA adapter".to_owned())?),
-            Select::File(file) => drop(chosen.map_err(|_| format!("`{file}`"))?),
+            Select::File(file) | Select::AdapterFile(file) => drop(chosen.map_err(|_| format!("`{file}`"))?),
         }
         Ok(folder)
     }

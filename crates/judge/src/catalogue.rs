@@ -11,6 +11,8 @@ pub struct JudgeInfo {
     pub aliases: &'static [&'static str],
     /// The unit of its scores.
     pub unit: &'static str,
+    /// Whether its score depends on the prompt.
+    pub reads_prompt: bool,
     /// What it rewards, in one line.
     pub description: &'static str,
     /// The published weights; empty for judges that have none. Its own repository comes first; the others hold what it needs
@@ -34,9 +36,15 @@ impl JudgeInfo {
     }
 
     /// The files of its own repository.
-    pub fn own_weights(&self) -> impl Iterator<Item = &HubFile> {
+    pub fn own_weights(&self) -> impl Iterator<Item = &'static HubFile> {
         let own = self.weights.first().map(|weights| weights.repo);
         self.weights.iter().filter(move |weights| Some(weights.repo) == own)
+    }
+
+    /// The files that it needs besides, which lie in other models' repositories.
+    pub fn other_weights(&self) -> impl Iterator<Item = &'static HubFile> {
+        let own = self.weights.first().map(|weights| weights.repo);
+        self.weights.iter().filter(move |weights| Some(weights.repo) != own)
     }
 
     /// Whether its network knows the timestep.
@@ -64,6 +72,7 @@ const NO_WEIGHTS: JudgeInfo = JudgeInfo {
     name: "",
     aliases: &[],
     unit: "",
+    reads_prompt: false,
     description: "",
     weights: &[],
     asset: "",
@@ -73,13 +82,15 @@ const NO_WEIGHTS: JudgeInfo = JudgeInfo {
 };
 
 /// What the judges of the built-in world share (docs/judges.md, "Training a judge").
-const EMOJI: JudgeInfo = JudgeInfo { unit: "logit", licence: "Apache-2.0 (as the emoji)", ..NO_WEIGHTS };
+const EMOJI: JudgeInfo =
+    JudgeInfo { unit: "logit", reads_prompt: true, licence: "Apache-2.0 (as the emoji)", ..NO_WEIGHTS };
 
 const CATALOGUE: [JudgeInfo; 18] = [
     JudgeInfo {
         name: "pickscore",
         aliases: &["pickscore-v1", "pick-score"],
         unit: "logit",
+        reads_prompt: true,
         description: "PickScore v1: human preference for the prompt (CLIP-H tuned on Pick-a-Pic)",
         weights: &[
             file("yuvalkirstain/PickScore_v1", "config.json"),
@@ -94,6 +105,7 @@ const CATALOGUE: [JudgeInfo; 18] = [
         name: "hpsv2",
         aliases: &["hps", "hps-v2", "hpsv2.0", "hps-v2.0"],
         unit: "cosine",
+        reads_prompt: true,
         description: "HPS v2: human preference score (CLIP-H tuned on HPDv2), pictures padded to a square",
         weights: &[file("xswu/HPSv2", "HPS_v2_compressed.pt")],
         megabytes: 1972,
@@ -105,6 +117,7 @@ const CATALOGUE: [JudgeInfo; 18] = [
         name: "hpsv2.1",
         aliases: &["hps-v2.1", "hpsv21", "hps2.1", "hpsv2-1", "hps-v2-1", "hps2-1"],
         unit: "cosine",
+        reads_prompt: true,
         description: "HPS v2.1: the same trained on more and cleaner preferences; not comparable with v2",
         weights: &[file("xswu/HPSv2", "HPS_v2.1_compressed.pt")],
         megabytes: 1972,
@@ -116,6 +129,7 @@ const CATALOGUE: [JudgeInfo; 18] = [
         name: "hpsv2-no-antialias",
         aliases: &[],
         unit: "cosine",
+        reads_prompt: true,
         description: "HPS v2 as torchvision before 0.17 resized, without antialias",
         weights: &[file("xswu/HPSv2", "HPS_v2_compressed.pt")],
         megabytes: 1972,
@@ -127,6 +141,7 @@ const CATALOGUE: [JudgeInfo; 18] = [
         name: "hpsv2.1-no-antialias",
         aliases: &[],
         unit: "cosine",
+        reads_prompt: true,
         description: "HPS v2.1 as torchvision before 0.17 resized, without antialias",
         weights: &[file("xswu/HPSv2", "HPS_v2.1_compressed.pt")],
         megabytes: 1972,
@@ -138,6 +153,7 @@ const CATALOGUE: [JudgeInfo; 18] = [
         name: "imagereward",
         aliases: &["image-reward", "imagereward-v1.0"],
         unit: "σ",
+        reads_prompt: true,
         description: "ImageReward v1.0: human preference for the prompt (BLIP), near standard normal",
         weights: &[file("THUDM/ImageReward", "ImageReward.pt"), file("google-bert/bert-base-uncased", "vocab.txt")],
         megabytes: 1787,
@@ -164,6 +180,7 @@ const CATALOGUE: [JudgeInfo; 18] = [
         name: "clipscore",
         aliases: &["clip-score", "clip"],
         unit: "2.5·cosine",
+        reads_prompt: true,
         description: "CLIPScore: agreement of picture and prompt (OpenAI's ViT-B/32), 0 and above",
         weights: &[
             file("openai/clip-vit-base-patch32", "config.json"),
@@ -185,6 +202,7 @@ const CATALOGUE: [JudgeInfo; 18] = [
             "spm-sd-v1-5",
         ],
         unit: "logit",
+        reads_prompt: true,
         description: "SPO's step-aware preference model for SD 1.5: judges x̂0 at any timestep (0: a finished picture)",
         weights: &[file(SPM, "sd-v1-5_step-aware_preference_model.bin")],
         megabytes: 5225,
@@ -196,6 +214,7 @@ const CATALOGUE: [JudgeInfo; 18] = [
         name: "spm-sdxl",
         aliases: &["step-aware-sdxl"],
         unit: "logit",
+        reads_prompt: true,
         description: "SPO's step-aware preference model for SDXL",
         weights: &[file(SPM, "sdxl_step-aware_preference_model.bin")],
         megabytes: 5225,
@@ -299,6 +318,13 @@ mod tests {
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), count);
+    }
+
+    #[test]
+    fn what_reads_a_prompt_is_what_has_a_text_tower_to_read_it() {
+        let blind: Vec<&str> = names().iter().filter(|info| !info.reads_prompt).map(|info| info.name).collect();
+        let expected = ["aesthetic", "jpeg-compressibility", "jpeg-incompressibility", "colourfulness", "chroma"];
+        assert_eq!(blind, expected);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use crate::aesthetic::AestheticHead;
 use crate::cache::Cache;
-use crate::{ImageBatch, Judge, JudgeInfo, Predicted, Preparation, Result, step_aware};
+use crate::{Error, ImageBatch, Judge, JudgeInfo, Predicted, Preparation, Result, step_aware};
 
 /// Prompts and pictures whose embeddings are kept.
 const KEPT: usize = 4096;
@@ -28,7 +28,7 @@ pub enum ClipFormula {
 pub struct ClipJudge {
     info: &'static JudgeInfo,
     model: ClipModel,
-    tokenizer: ClipTokenizer,
+    tokenizer: Option<ClipTokenizer>,
     preparation: Preparation,
     formula: ClipFormula,
     batch_size: usize,
@@ -37,11 +37,11 @@ pub struct ClipJudge {
 }
 
 impl ClipJudge {
-    /// `batch_size`: pictures in one pass of the vision tower, at least 1.
+    /// `tokenizer`: none for a formula that reads no prompt. `batch_size`: pictures in one pass of the vision tower, at least 1.
     pub fn new(
         info: &'static JudgeInfo,
         model: ClipModel,
-        tokenizer: ClipTokenizer,
+        tokenizer: Option<ClipTokenizer>,
         preparation: Preparation,
         formula: ClipFormula,
         batch_size: usize,
@@ -63,11 +63,15 @@ impl ClipJudge {
     fn text_embeddings(&self, prompts: &[&str]) -> Result<Tensor> {
         let prefix = if matches!(self.formula, ClipFormula::ClipScore) { "A photo depicts " } else { "" };
         let texts: Vec<String> = prompts.iter().map(|prompt| format!("{prefix}{prompt}")).collect();
+        let tokenizer = self.tokenizer.as_ref().ok_or_else(|| Error::Spec {
+            text: self.info.name.to_owned(),
+            reason: "expected a tokenizer for its prompts, found none".to_owned(),
+        })?;
         self.texts.rows(&texts, |missing| {
             let some: Vec<&String> = missing.iter().map(|at| &texts[*at]).collect();
             let parts = some.chunks(self.batch_size.max(16)).map(|part| {
-                let ids = self.tokenizer.encode(part)?;
-                Ok(normalised(&self.model.text_features(&without_padding(&ids, self.tokenizer.eos_token_id()))?))
+                let ids = tokenizer.encode(part)?;
+                Ok(normalised(&self.model.text_features(&without_padding(&ids, tokenizer.eos_token_id()))?))
             });
             Ok(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0))
         })

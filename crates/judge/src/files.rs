@@ -1,5 +1,6 @@
 //! A judge's files, wherever the user has them: told by their content, not by their names.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use seedpo_model::clip::{ClipLayout, layout_of};
@@ -62,7 +63,8 @@ pub struct Found {
 const SUFFIXES: [&str; 6] = ["safetensors", "bin", "pt", "pth", "ckpt", "json"];
 
 impl Found {
-    /// Opens every weight file at `paths`: files, and folders with what is in them and one level below.
+    /// Opens every weight file at `paths`: folders with what is in them and one level below, and files, whatever they are
+    /// called: only texts beside weights (`config.json`, `vocab.txt`) are none.
     ///
     /// Errors: nothing there, a file that is named and cannot be read, or a folder in which none can.
     pub fn open(judge: &'static JudgeInfo, paths: &[PathBuf]) -> Result<Self> {
@@ -77,7 +79,7 @@ impl Found {
                 }
             } else if !path.exists() {
                 return Err(missing(judge, path, "nothing"));
-            } else if is_weights(path) {
+            } else if !is_text(path) {
                 files.push(WeightFile::open(path)?);
             }
         }
@@ -149,14 +151,25 @@ fn missing(judge: &JudgeInfo, path: &Path, found: &str) -> Error {
     }
 }
 
+/// A file's name and its suffix, in lower case.
+fn name_and_suffix(path: &Path) -> (String, String) {
+    let lower = |part: Option<&OsStr>| part.unwrap_or_default().to_string_lossy().to_lowercase();
+    (lower(path.file_name()), lower(path.extension()))
+}
+
+/// Whether a file that is named is a configuration or a vocabulary; an index of shards is none.
+fn is_text(path: &Path) -> bool {
+    let (name, suffix) = name_and_suffix(path);
+    suffix == "txt" || suffix == "json" && !name.contains(".index.")
+}
+
+/// Whether a file of a folder may be weights; what training leaves beside them is passed over.
 fn is_weights(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    let suffix = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    let index = name.contains(".index.") || suffix != "json";
+    let (name, suffix) = name_and_suffix(path);
     let shard = name.contains("-of-");
     let training =
         ["optimizer", "training_args", "scheduler", "checkpoint"].iter().any(|start| name.starts_with(start));
-    SUFFIXES.contains(&suffix.as_str()) && index && !shard && !training
+    SUFFIXES.contains(&suffix.as_str()) && !is_text(path) && !shard && !training
 }
 
 /// The weight files of a folder and of its folders, sorted.

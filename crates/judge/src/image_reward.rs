@@ -1,8 +1,9 @@
 //! ImageReward: BLIP's text encoder reads the prompt while it looks at the picture.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use seedpo_model::blip::{BertTokenizer, BlipConfig, BlipTextImage};
+use seedpo_tensor::WeightFile;
 use tch::{Kind, Tensor};
 
 use crate::aesthetic::AestheticHead;
@@ -36,8 +37,7 @@ pub(crate) fn load(info: &'static JudgeInfo, found: &Found, options: &JudgeOptio
     let config = found.beside(file, &["med_config.json", "config.json"], Path::is_file);
     let config = config.map(|path| BlipConfig::from_file(&path)).transpose()?.unwrap_or_default();
     let network = BlipTextImage::load(file, &format!("{prefix}blip."), config, options.device, options.kind)?;
-    let vocabulary = found.beside(file, &["vocab.txt", "tokenizer/vocab.txt", "bert/vocab.txt"], Path::is_file);
-    let Some(vocabulary) = vocabulary else {
+    let Some(vocabulary) = vocabulary(found, file) else {
         return Err(found.unfit("vocab.txt of bert-base-uncased beside the weights", "none".into()));
     };
     let width = network.config().hidden_size;
@@ -49,6 +49,11 @@ pub(crate) fn load(info: &'static JudgeInfo, found: &Found, options: &JudgeOptio
         batch_size: options.batch_size.max(1),
         images: Cache::new(KEPT),
     })
+}
+
+/// The vocabulary beside its weights.
+pub(crate) fn vocabulary(found: &Found, file: &WeightFile) -> Option<PathBuf> {
+    found.beside(file, &["vocab.txt", "tokenizer/vocab.txt", "bert/vocab.txt"], Path::is_file)
 }
 
 impl ImageReward {

@@ -50,7 +50,7 @@ pub use image_reward::ImageReward;
 pub use images::{ImageBatch, Predicted, to_u8};
 pub use jpeg::{JpegSize, jpeg_bytes};
 pub use judge::Judge;
-pub use load::{JudgeOptions, load, load_clip, recognised};
+pub use load::{JudgeOptions, lacking, load, load_clip, recognised};
 pub use preprocess::{
     CLIP_STATISTICS, Normalisation, Preparation, Window, padded, processor_square, resize_bicubic, step_aware,
     step_aware_training,

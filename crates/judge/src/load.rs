@@ -11,7 +11,7 @@ use crate::aesthetic::AestheticHead;
 use crate::clip_judge::{ClipFormula, ClipJudge};
 use crate::exec::EXEC_TIMEOUT;
 use crate::files::{Content, Found};
-use crate::{Chroma, Colourfulness, Error, JpegSize, Judge, JudgeInfo, Preparation, Result, info};
+use crate::{Chroma, Colourfulness, Error, HubFile, JpegSize, Judge, JudgeInfo, Preparation, Result, info};
 
 /// How judges compute.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,6 +53,26 @@ pub fn load(name: &str, paths: &[PathBuf], options: &JudgeOptions) -> Result<Box
     match info.name {
         "imagereward" => Ok(Box::new(crate::image_reward::load(info, &found, options)?)),
         _ => Ok(Box::new(clip_judge(info, &found, options)?)),
+    }
+}
+
+/// What a judge needs besides the files at these paths and is published in another model's repository: BERT's vocabulary for
+/// ImageReward, CLIP for the aesthetic predictor's head. Empty where nothing is lacking, or the paths hold no such judge.
+pub fn lacking(info: &'static JudgeInfo, paths: &[PathBuf]) -> Vec<&'static HubFile> {
+    let lacks = |found: &Found| match info.name {
+        "imagereward" => found
+            .contents()
+            .find(|(_, content)| matches!(content, Content::ImageReward(_)))
+            .is_some_and(|(file, _)| crate::image_reward::vocabulary(found, file).is_none()),
+        "aesthetic" => {
+            let has = |wanted: &dyn Fn(&Content) -> bool| found.contents().any(|(_, content)| wanted(content));
+            has(&|c| *c == Content::AestheticHead) && !has(&|c| matches!(c, Content::Clip(_)))
+        }
+        _ => false,
+    };
+    match Found::open(info, paths) {
+        Ok(found) if lacks(&found) => info.other_weights().collect(),
+        _ => Vec::new(),
     }
 }
 
@@ -99,19 +119,40 @@ fn hps_version(found: &Found) -> Result<&'static str> {
 pub fn load_clip(from: &std::path::Path, options: &JudgeOptions) -> Result<(ClipModel, ClipTokenizer)> {
     let found = Found::open(info("pickscore")?, &[from.to_path_buf()])?;
     let (file, _) = found.one("a CLIP", |content| matches!(content, Content::Clip(_) | Content::StepAwareClip))?;
-    clip(&found, file, ClipDialect::Transformers, Activation::Gelu, options)
+    let model = clip(&found, file, None, options)?;
+    let tokenizer = tokenizer(&found, file, ClipDialect::Transformers, model.config().text.vocab_size)?;
+    Ok((model, tokenizer))
 }
 
-fn clip(
-    found: &Found,
-    file: &WeightFile,
-    dialect: ClipDialect,
-    act: Activation,
-    options: &JudgeOptions,
-) -> Result<(ClipModel, ClipTokenizer)> {
-    let model = ClipModel::load(file, clip_config(found, file)?, act, options.device, options.kind)?;
-    let tokenizer = tokenizer(found, file, dialect, model.config().text.vocab_size)?;
-    Ok((model, tokenizer))
+/// `act`: that of the one published model, `None` where the sizes are to tell; a configuration beside the file has
+/// precedence.
+fn clip(found: &Found, file: &WeightFile, act: Option<Activation>, options: &JudgeOptions) -> Result<ClipModel> {
+    let config = clip_config(found, file)?;
+    let act = match act {
+        Some(act) => act,
+        None if config.is_none() => usual_activation(file),
+        // The configuration's counts.
+        None => Activation::Gelu,
+    };
+    Ok(ClipModel::load(file, config, act, options.device, options.kind)?)
+}
+
+/// OpenAI's towers (B/32, B/16, L/14) were trained with quick_gelu, the larger ones with the exact function; others trained
+/// OpenAI's sizes anew with that, which no shape shows: a line says what is supposed.
+fn usual_activation(file: &WeightFile) -> Activation {
+    let shape = |end: &str| file.names().find(|name| name.ends_with(end)).and_then(|name| file.shape(name));
+    let patches = shape("vision_model.embeddings.patch_embedding.weight").or(shape("visual.conv1.weight"));
+    match (patches, shape("token_embedding.weight")) {
+        (Some(&[768, _, 32 | 16, _]), Some(&[_, 512])) | (Some(&[1024, _, 14, _]), Some(&[_, 768])) => {
+            tracing::warn!(
+                "{}: no config.json beside it says its activation; by its sizes it is taken as OpenAI's CLIP (quick_gelu). If \
+                 it is LAION's or tuned from one of LAION's, put its config.json beside it",
+                file.path().display()
+            );
+            Activation::QuickGelu
+        }
+        _ => Activation::Gelu,
+    }
 }
 
 fn without_weights(info: &JudgeInfo) -> Box<dyn Judge> {
@@ -127,11 +168,11 @@ fn clip_judge(info: &'static JudgeInfo, found: &Found, options: &JudgeOptions) -
     use ClipDialect::{OpenAi, OpenClip, Transformers};
     let padded = |antialias| Preparation::Padded { antialias };
     let (dialect, preparation, act) = match info.name {
-        "hpsv2" | "hpsv2.1" => (OpenClip, padded(true), Activation::Gelu),
-        "hpsv2-no-antialias" | "hpsv2.1-no-antialias" => (OpenClip, padded(false), Activation::Gelu),
-        "clipscore" => (OpenAi, Preparation::OpenAi, Activation::QuickGelu),
-        "aesthetic" => (Transformers, Preparation::Processor, Activation::QuickGelu),
-        _ => (Transformers, Preparation::Processor, Activation::Gelu),
+        "hpsv2" | "hpsv2.1" => (OpenClip, padded(true), Some(Activation::Gelu)),
+        "hpsv2-no-antialias" | "hpsv2.1-no-antialias" => (OpenClip, padded(false), Some(Activation::Gelu)),
+        "clipscore" => (OpenAi, Preparation::OpenAi, Some(Activation::QuickGelu)),
+        "aesthetic" => (Transformers, Preparation::Processor, Some(Activation::QuickGelu)),
+        _ => (Transformers, Preparation::Processor, None),
     };
     let step_aware = info.step_aware();
     let expected = if step_aware { "a CLIP with a timestep's conditioning" } else { "a CLIP" };
@@ -141,7 +182,9 @@ fn clip_judge(info: &'static JudgeInfo, found: &Found, options: &JudgeOptions) -
         _ => false,
     };
     let (file, _) = found.one(expected, wanted)?;
-    let (model, tokenizer) = clip(found, file, dialect, act, options)?;
+    let model = clip(found, file, act, options)?;
+    let vocab_size = model.config().text.vocab_size;
+    let tokenizer = info.reads_prompt.then(|| tokenizer(found, file, dialect, vocab_size)).transpose()?;
     let formula = match info.name {
         "clipscore" => ClipFormula::ClipScore,
         "aesthetic" => {
@@ -181,5 +224,40 @@ fn tokenizer(found: &Found, file: &WeightFile, dialect: ClipDialect, vocab_size:
             "a tokenizer beside the weights (tokenizer.json or vocab.json and merges.txt, tokenizer_config.json)",
             format!("none, and a vocabulary of {vocab_size} tokens, which is not CLIP's own (49408)"),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use seedpo_tensor::{Tensor, write_weights};
+
+    /// The sizes of OpenAI's B/32, B/16 and L/14, in both layouts, and others.
+    #[test]
+    fn an_activation_that_no_file_says_is_told_by_the_sizes() {
+        let folder = tempfile::tempdir().unwrap();
+        let layouts = [
+            ("vision_model.embeddings.patch_embedding.weight", "text_model.embeddings.token_embedding.weight"),
+            ("visual.conv1.weight", "token_embedding.weight"),
+        ];
+        for (patches, words) in layouts {
+            for (width, patch, text, expected) in [
+                (768, 32, 512, Activation::QuickGelu),
+                (768, 16, 512, Activation::QuickGelu),
+                (1024, 14, 768, Activation::QuickGelu),
+                (1280, 14, 1024, Activation::Gelu),
+                (1408, 14, 1024, Activation::Gelu),
+                (768, 32, 640, Activation::Gelu),
+                (64, 4, 64, Activation::Gelu),
+            ] {
+                let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Uint8, Device::Cpu));
+                let tensors = [(patches, zeros(&[width, 3, patch, patch])), (words, zeros(&[5, text]))];
+                let path = folder.path().join("model.safetensors");
+                let tensors = tensors.into_iter().map(|(name, tensor)| (format!("model.{name}"), tensor)).collect();
+                write_weights(&path, &tensors, &Default::default()).unwrap();
+                let found = usual_activation(&WeightFile::open(&path).unwrap());
+                assert_eq!(found, expected, "{width} {patch} {text}");
+            }
+        }
     }
 }

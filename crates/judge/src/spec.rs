@@ -96,6 +96,19 @@ impl JudgeSpec {
         }
     }
 
+    /// Whether its scores depend on the prompt. Of a process of the user's that is unknown: it is taken for one that does
+    /// without.
+    pub fn reads_prompt(&self) -> bool {
+        match self {
+            Self::Named { name, .. } => info(name).is_ok_and(|info| info.reads_prompt),
+            Self::Path { location } => {
+                recognised(&[PathBuf::from(location)]).and_then(info).is_ok_and(|info| info.reads_prompt)
+            }
+            Self::Exec { .. } => false,
+            Self::Ensemble { members, .. } => members.iter().any(|member| member.judge.reads_prompt()),
+        }
+    }
+
     /// Whether it has a network to run.
     pub fn computes(&self) -> bool {
         match self {

@@ -128,3 +128,40 @@ fn a_single_file_serves_where_shapes_tell_enough_and_errors_say_what_is_missing(
     std::fs::remove_file(empty.path().join("vocab.txt")).unwrap();
     assert!(message("imagereward", empty.path()).contains("vocab.txt"));
 }
+
+#[test]
+fn a_file_that_is_named_is_read_whatever_it_is_called() {
+    let (folder, all) = (tempfile::tempdir().unwrap(), cases());
+    let case = all.iter().find(|case| case.judge == "pickscore").unwrap();
+    write(case, folder.path());
+    let mut path = folder.path().join("model.safetensors");
+    for name in
+        ["checkpoint.pt", "checkpoint_best.pth", "scheduler_x.safetensors", "model-00001-of-00001.bin", "0a1b2c"]
+    {
+        let renamed = folder.path().join(name);
+        std::fs::rename(&path, &renamed).unwrap();
+        path = renamed;
+        // With its configuration, which is no weights.
+        let paths = [folder.path().join("config.json"), path.clone()];
+        let judge = load("pickscore", &paths, &JudgeOptions::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(relative_error(&scores(case, judge.as_ref()), &case.scores) < 1e-4, "{name}");
+        assert_eq!(recognised(&paths[1..]).unwrap(), "pickscore", "{name}");
+        // In a folder it is not looked at.
+        assert!(recognised(&[folder.path().to_path_buf()]).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn the_aesthetic_predictor_needs_no_tokenizer() {
+    let (folder, all) = (tempfile::tempdir().unwrap(), cases());
+    let mut case = all.into_iter().find(|case| case.judge == "aesthetic").unwrap();
+    let words = serde_json::json!(100);
+    case.files["config.json"]["text_config"]["vocab_size"] = words.clone();
+    case.files["model.safetensors"]["text_model.embeddings.token_embedding.weight"][0] = words;
+    write(&case, folder.path());
+    let paths = [folder.path().to_path_buf()];
+    let judge = load("aesthetic", &paths, &JudgeOptions::default()).unwrap();
+    assert!(relative_error(&scores(&case, judge.as_ref()), &case.scores) < 1e-4);
+    let text = load("pickscore", &paths, &JudgeOptions::default()).err().unwrap().to_string();
+    assert!(text.contains("tokenizer") && text.contains("100 tokens"), "{text}");
+}

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::context::Context;
 use crate::failure::Outcome;
 use crate::judges::{self, JudgeFlags};
-use crate::{images, interrupt, output};
+use crate::{images, interrupt, output, prompts};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,7 +21,7 @@ Examples:
   seedpo score --judge 'weighted(2*pickscore, aesthetic)' apples
   seedpo score --judge colourfulness apples --at-least 30     exit code 1 if the mean is below 30
 
-The prompt of each picture is read from the PNG that `seedpo sample` wrote, or line by line from --prompts.";
+The prompt of each picture is read from its PNG (`seedpo sample`'s, AUTOMATIC1111's), or line by line from --prompts.";
 
 /// Score pictures with one or more judges; higher is always better.
 ///
@@ -85,11 +85,15 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     check_gate(args.at_least, &specs)?;
     let files = images::find(if args.paths.is_empty() { &args.images } else { &args.paths }).context("--images")?;
     let prompts = args.prompts.as_deref().map(|path| prompts_for(&files, path)).transpose()?;
+    let reader = specs.iter().find(|spec| spec.reads_prompt()).filter(|_| prompts.is_none());
+    // Before weights are fetched and read.
+    reader.map(|judge| read(files[0].clone(), None, Some(judge))).transpose()?;
     let columns = columns(&specs, load(&specs, &args.judges, context)?);
     let mut progress = context.progress("scoring", files.len(), "pictures");
     let mut scored: Vec<Collected> = columns.iter().map(|column| Collected::new(column.judge.as_ref())).collect();
     let mut pictures = Vec::with_capacity(files.len());
-    let mut waiting = files.into_iter().enumerate().map(|(at, file)| read(file, prompts.as_ref().map(|p| &p[at])));
+    let prompt = |at: usize| prompts.as_ref().map(|prompts| &prompts[at]);
+    let mut waiting = files.into_iter().enumerate().map(|(at, file)| read(file, prompt(at), reader));
     let mut next = waiting.next().transpose()?;
     while let Some(first) = next.take() {
         if interrupt::requested() {
@@ -171,10 +175,15 @@ struct Waiting {
     picture: RgbImage,
 }
 
-/// Reads a picture; its prompt is the one given, or else its own.
-fn read(file: PathBuf, prompt: Option<&String>) -> Result<Waiting> {
+/// Reads a picture; its prompt is the one given, or else its own. Errors: it has none, and `reader` reads it.
+fn read(file: PathBuf, prompt: Option<&String>, reader: Option<&JudgeSpec>) -> Result<Waiting> {
     let images::PictureFile { picture, prompt: own } = images::read(&file)?;
-    Ok(Waiting { prompt: prompt.cloned().or(own).unwrap_or_default(), picture, file })
+    let prompt = match (prompt.cloned().or(own), reader) {
+        (Some(prompt), _) => prompt,
+        (None, Some(judge)) => return Err(prompts::missing(&file, judge)),
+        (None, None) => String::new(),
+    };
+    Ok(Waiting { prompt, picture, file })
 }
 
 /// Fills a batch up to [`BATCH`] with pictures of its first one's size. Returns the first picture of the next batch, if

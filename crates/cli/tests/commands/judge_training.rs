@@ -30,6 +30,7 @@ fn write_data(room: &Room) {
         captions += &format!("{{\"file_name\": \"{name}.png\", \"text\": \"a {name}\"}}\n");
     }
     room.write("pictures/metadata.jsonl", captions);
+    room.write("prompts.txt", "a a\na b\na c\na d\n");
     let pair = |first: &str, second: &str, label: f64| {
         let (first, second) = (format!("pictures/{first}.png"), format!("pictures/{second}.png"));
         format!(
@@ -57,7 +58,7 @@ fn each_kind_is_trained_and_judges() {
     let aware = ["step-aware", "--out", "step-aware", "--model", "model"];
     train(&[&aware[..], &pairs, &["preference/model"]].concat());
     for judge in ["pickscore=clip/model", "path:preference/model", "spm=step-aware/model", "path:step-aware"] {
-        room.seedpo(&["score", "--judge", judge, "pictures"]).assert().success();
+        room.seedpo(&["score", "--judge", judge, "pictures", "--prompts", "prompts.txt"]).assert().success();
     }
     let lines = std::fs::read_to_string(room.path("step-aware/metrics.jsonl")).unwrap();
     assert_eq!(lines.matches("\"stage\":\"step-aware\"").count(), 2);
@@ -79,6 +80,7 @@ fn pick_a_pic_is_learned_from() {
         // Three of the second one's rows are bad.
         let data = [data.to_str().unwrap(), "--bad-rows-limit", "0.3"];
         room.seedpo(&[&train[..], &data, &FEW].concat()).assert().success();
-        room.seedpo(&["score", "--judge", &format!("path:{out}/model"), "pictures"]).assert().success();
+        let judge = format!("path:{out}/model");
+        room.seedpo(&["score", "--judge", &judge, "pictures", "--prompts", "prompts.txt"]).assert().success();
     }
 }

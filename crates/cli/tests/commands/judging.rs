@@ -6,7 +6,7 @@ use reference::cases::{cases, relative_error, write};
 use seedpo_judge::{JudgeOptions, load};
 
 #[path = "../../../judge/tests/common/mod.rs"]
-mod reference;
+pub mod reference;
 
 fn pictures(rows: i64) -> Tensor {
     (noise(&[rows, 9, 12, 3]) * 60 + 128).clamp(0.0, 255.0).to_kind(Kind::Uint8)

@@ -181,6 +181,28 @@ fn adapters_and_single_files() {
 }
 
 #[test]
+fn an_adapter_comes_with_its_configuration() {
+    let room = Room::new();
+    room.server.add("a/adapter_model.bin", b"weights", true);
+    room.server.add("a/adapter_config.json", b"{}", false);
+    room.server.add("adapter_model.bin", b"others", true);
+    let (id, hub) = (RepoId::parse("tiny/model").unwrap(), Hub::new(room.config.clone()));
+    let file = |select: Select| hub.file(&id, "main", &select, &mut Notes::default()).unwrap();
+    let named = file(Select::AdapterFile("a/adapter_model.bin".to_owned()));
+    assert_eq!(fs::read(&named).unwrap(), b"weights");
+    assert_eq!(fs::read(named.with_file_name("adapter_config.json")).unwrap(), b"{}");
+    // The usual file, as a pickle where there is no other, and no configuration at the top.
+    let usual = file(Select::Adapter);
+    assert_eq!(fs::read(&usual).unwrap(), b"others");
+    assert!(!usual.with_file_name("adapter_config.json").exists());
+    assert!(room.error(&Select::AdapterFile("b.bin".to_owned())).contains("no file `b.bin`"));
+    let offline = Hub::new(seedpo_hub::HubConfig { offline: true, ..room.config.clone() });
+    let cached =
+        offline.file(&id, "main", &Select::AdapterFile("a/adapter_model.bin".to_owned()), &mut Notes::default());
+    assert_eq!(cached.unwrap(), named);
+}
+
+#[test]
 fn a_file_without_a_checksum_is_said_to_be_unverified() {
     let room = Room::new();
     let (_, notes) = room.get(&plain());

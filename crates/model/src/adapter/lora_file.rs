@@ -80,9 +80,21 @@ impl LoraFile {
         if lora.modules.is_empty() && lora.unsupported.is_empty() && problems.is_empty() {
             problems.push("expected LoRA tensors, found none".to_owned());
         }
-        match problems.is_empty() {
-            true => Ok(lora),
-            false => Err(refuse(&lora.path, problems)),
+        if !problems.is_empty() {
+            return Err(refuse(&lora.path, problems));
+        }
+        lora.warn_of_lost_scale();
+        Ok(lora)
+    }
+
+    /// peft keeps alpha in a file of its own, which is easily left behind; the adapter then works, but too weakly or strongly.
+    fn warn_of_lost_scale(&self) {
+        if self.layouts.contains(&Layout::Peft) && self.modules.values().any(|module| !module.has_alpha) {
+            tracing::warn!(
+                "adapter {}: peft's adapter_config.json with its alpha is not beside it, so its scale is taken as 1; put the \
+                 one it was saved with there",
+                self.path.display()
+            );
         }
     }
 

@@ -182,7 +182,12 @@ pub fn score(case: &Case, session: &Session) -> Result<Results> {
     let judge = judge.context("setting `judge`")?;
     let images = case.bytes("images", &["B", "H", "W", "3"], &Sizes::default())?;
     let count = images.size()[0] as usize;
-    let prompts = settings.texts("prompts")?.unwrap_or_else(|| vec![String::new(); count]);
+    let prompts = settings.texts("prompts")?;
+    ensure!(
+        prompts.is_some() || !spec.reads_prompt(),
+        "setting `prompts`: expected {count}, one per image, since judge `{spec}` reads the prompt; found none"
+    );
+    let prompts = prompts.unwrap_or_else(|| vec![String::new(); count]);
     let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
     ensure!(prompts.len() == count, "setting `prompts`: expected {count}, one per image, found {}", prompts.len());
     let scores = match settings.optional_number("timestep")? {
