@@ -37,7 +37,8 @@ fn network(fixture: &Value, shapes: &str) -> (ClipModel, BTreeMap<String, Tensor
     (ClipModel::new(config, params).unwrap(), parameters)
 }
 
-/// Loss within 1e-4; every gradient's norm within 1e-4 of its own size, and so its product with a known tensor.
+/// Loss within 1e-4; every gradient's norm within 1e-4 of its own size, or of a fiftieth of the largest gradient's where that is
+/// more, and so its product with a known tensor.
 fn agrees(loss: &Tensor, parameters: &BTreeMap<String, Tensor>, wanted: &Value) {
     let value = wanted["loss"].as_f64().unwrap();
     assert!((loss.double_value(&[]) - value).abs() < 1e-4 * value.abs(), "{} {value}", loss.double_value(&[]));
@@ -49,7 +50,8 @@ fn agrees(loss: &Tensor, parameters: &BTreeMap<String, Tensor>, wanted: &Value) 
         let gradient = gradient.to_kind(Kind::Double);
         let found = gradient.norm().double_value(&[]);
         let projected = (gradient * weight(&format!("probe.{name}"), &parameter.size())).sum(Kind::Double);
-        // Of what nearly cancels (a key's bias, the logit scale) rounding is all there is.
+        // Of what nearly cancels (a key's bias, the logit scale) rounding is all there is, and that depends on the kernels: with
+        // one thread 1e-2 is enough, with two the bias of the last layer norm, 0.007, is 1.0e-6 off.
         let size = norm.max(2e-2 * largest);
         assert!((found - norm).abs() <= 1e-4 * size, "{name}: {found} {norm}");
         let apart = (projected.double_value(&[]) - product).abs();
