@@ -9,10 +9,9 @@ use seedpo_model::FinetuningType;
 use seedpo_tensor::Kind;
 use seedpo_tensor::memory::{capacity_bytes, peak_rss_bytes, settled_bytes};
 
-/// Seconds up to which a pass is short.
-const SHORT: f64 = 0.15;
-/// Seconds from which a pass is long: set-up is nothing beside it, and a start should not wait for a second one.
-const LONG: f64 = 0.5;
+/// Seconds up to which a pass is short: it is run again and with two rows, since set-up is much of it. For a longer one a start
+/// does not wait.
+const SHORT: f64 = 0.1;
 
 /// How many latents, pictures and pairs a run takes at once, and how often.
 struct Plan {
@@ -94,11 +93,10 @@ impl Trainer<'_> {
         // The first pass pays for set-up, and shows whether more would fit.
         let first = self.measure(bench, piece, 1, on)?;
         let fits = capacity.is_none_or(|bytes| first.scaled(rows, None, at_rest).peak <= bytes);
-        let few = if fits && first.seconds < LONG { 2 } else { 1 };
+        let short = first.seconds < SHORT;
+        let few = if fits && short { 2 } else { 1 };
         let count = if full && fits { rows } else { rows.min(few) };
-        let mut second =
-            if count == 1 && first.seconds > LONG { first } else { self.measure(bench, piece, count, on)? };
-        let short = second.seconds < SHORT;
+        let mut second = if count == 1 && !short { first } else { self.measure(bench, piece, count, on)? };
         // What a short pass takes for an instant is seen more surely in three.
         for _ in 0..if short { 2 } else { 0 } {
             second.peak = second.peak.max(self.measure(bench, piece, count, on)?.peak);
