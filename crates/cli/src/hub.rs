@@ -48,7 +48,7 @@ pub fn file(repo: &str, file: &str, context: &Context) -> Result<PathBuf> {
     fetched(repo, file, context)?.map_err(|error| anyhow::Error::new(error).context(format!("{repo}: {file}")))
 }
 
-/// As [`file`], `None` where the repository has no such file, or offline where the cache has none.
+/// As [`file()`], `None` where the repository has no such file, or offline where the cache has none.
 pub fn file_if_there(repo: &str, file: &str, context: &Context) -> Result<Option<PathBuf>> {
     use seedpo_hub::Error::{NoFile, NotCached};
     match fetched(repo, file, context)? {

@@ -83,7 +83,7 @@ impl View {
 impl Preference {
     /// Training on `pairs` for a vision tower of `side` pixels; with `noising` a step-aware one.
     ///
-    /// Errors: [`Error::Setting`] where no pairs are left to train on or to hold out.
+    /// Errors: [`crate::Error::Setting`] where no pairs are left to train on or to hold out.
     pub fn new(
         pairs: Arc<Pairs>,
         tokenizer: Arc<ClipTokenizer>,
