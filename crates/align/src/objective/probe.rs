@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::{Clip, EntropyForm, Flipper, Objective, PairBatch, PairLatents, SelfEntropy, accumulate_step_pairs};
+use crate::method::{Likelihood, Method};
 use crate::{Error, Result};
 
 /// The settings of a `loss` case, as its JSON spells them.
@@ -214,7 +215,7 @@ fn added(
 
 /// Whether a method's likelihood is that of a sampler's step, so that `steps` and `eta` matter.
 pub fn takes_steps(method: &str) -> bool {
-    matches!(method, "spo" | "d3po")
+    Method::by_name(method).is_ok_and(|method| method.likelihood == Likelihood::Transition)
 }
 
 /// The tensors of a method's pairs, `[B, C, h, w]` each. Errors: [`Error::Setting`] for an unknown method.

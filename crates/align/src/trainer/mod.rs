@@ -27,7 +27,7 @@ use crate::checkpoint::{Checkpoint, Position};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::guard::{Guard, GuardOptions};
-use crate::method::{Method, PairsFrom, ReferencePolicy};
+use crate::method::{Method, ReferencePolicy};
 use crate::metrics::Record;
 use crate::objective::{Objective, RewardHistory};
 use crate::observer::Observer;
@@ -336,7 +336,7 @@ fn latent_shape(config: &TrainConfig, method: &Method, model: &DiffusionModel) -
             return Err(Error::Setting { key: "resolution".into(), expected, found: pixels.to_string() });
         }
     };
-    if height != width && !matches!(method.pairs, PairsFrom::Trajectories | PairsFrom::Steps | PairsFrom::Samples) {
+    if height != width && method.pairs.from_files() {
         let expected = "a side in pixels: a dataset's pictures are cut square, and this model's own size is not".into();
         let found = format!("0, its own {} x {}", height * factor, width * factor);
         return Err(Error::Setting { key: "resolution".into(), expected, found });

@@ -106,7 +106,7 @@ impl Metadatas {
 }
 
 /// An error about what the metadata says.
-fn wrong(path: &Path, key: &str, expected: &str, found: &str) -> Error {
+pub(super) fn wrong(path: &Path, key: &str, expected: &str, found: &str) -> Error {
     Error::Config {
         path: path.to_path_buf(),
         key: key.to_owned(),

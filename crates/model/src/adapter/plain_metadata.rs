@@ -5,8 +5,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::metadata::wrong;
 use super::network::Network;
-use crate::{Error, Result};
+use crate::Result;
 
 /// peft's name for what a tool may call by either.
 const SPELLINGS: [(&str, [&str; 2]); 2] = [("r", ["r", "rank"]), ("lora_alpha", ["lora_alpha", "alpha"])];
@@ -28,7 +29,12 @@ pub(super) fn said(path: &Path, metadata: &BTreeMap<String, String>) -> Result<O
                 let number = number(path, &key, text)?;
                 match &first {
                     Some((other, value)) if *value != number => {
-                        return Err(wrong(path, &key, format!("{value}, as `{other}` of the same file says"), text));
+                        return Err(wrong(
+                            path,
+                            &in_metadata(&key),
+                            &format!("{value}, as `{other}` of the same file says"),
+                            text,
+                        ));
                     }
                     Some(_) => {}
                     None => first = Some((key, number)),
@@ -42,10 +48,9 @@ pub(super) fn said(path: &Path, metadata: &BTreeMap<String, String>) -> Result<O
 
 fn number(path: &Path, key: &str, text: &str) -> Result<f64> {
     let number = text.trim().parse::<f64>().ok().filter(|number| number.is_finite());
-    number.ok_or_else(|| wrong(path, key, "a number".into(), text))
+    number.ok_or_else(|| wrong(path, &in_metadata(key), "a number", text))
 }
 
-fn wrong(path: &Path, key: &str, expected: String, found: &str) -> Error {
-    let found = found.chars().take(80).collect();
-    Error::Config { path: path.to_path_buf(), key: format!("metadata {key}"), expected, found }
+fn in_metadata(key: &str) -> String {
+    format!("metadata {key}")
 }

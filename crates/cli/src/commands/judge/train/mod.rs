@@ -105,7 +105,8 @@ fn step_aware(args: &StepAwareArgs, context: &Context) -> Result<Outcome> {
     context.note(&format!("loading {}", folder.display()));
     let options = context.load_options(device)?;
     let model = DiffusionModel::load(&folder, &options).context("--model")?;
-    let resolution = args.resolution.unwrap_or_else(|| models::native_size(&model).0.into_iter().min().unwrap_or(0));
+    let ([height, width], _) = models::native_size(&model);
+    let resolution = args.resolution.unwrap_or(height.min(width));
     run.inputs.extend([
         ("dtype".to_owned(), Value::from(kind_name(options.kind))),
         ("vae-dtype".to_owned(), Value::from(kind_name(options.vae_kind))),
