@@ -3,11 +3,12 @@
 //! Where no gradient is recorded, fresh intermediate results are overwritten in place.
 
 use std::borrow::Borrow;
-use std::cell::Cell;
 
+use seedpo_tensor::convolution::conv2d;
+use seedpo_tensor::gradient::{is_recorded, recomputed, with_backward};
 use seedpo_tensor::product::{linear, reshaped};
 use seedpo_tensor::{Init, ParamPath};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::adapter::{Adapter, Delta};
 
@@ -161,7 +162,24 @@ fn matrix(weight: &Tensor) -> Tensor {
 
 fn low_rank(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, [a, b]: [&Tensor; 2], scale: f64) -> Tensor {
     let mut shape = x.size();
-    let rows = x.reshape([-1, shape.pop().unwrap_or(1)]);
+    shape.pop();
+    shape.push(weight.size()[0]);
+    let recorded = [x, a, b].iter().any(|tensor| is_recorded(tensor));
+    let y = match recorded && weight.kind() != b.kind() && !weight.requires_grad() {
+        true => low_rank_recorded([x, a, b], weight, bias, scale),
+        false => low_rank_rows([x, a, b], weight, bias, scale).0,
+    };
+    y.view(shape.as_slice())
+}
+
+/// `x` `[.., C]` as a matrix.
+fn rows(x: &Tensor) -> Tensor {
+    x.reshape([-1, x.size().last().copied().unwrap_or(1)])
+}
+
+/// The product as a matrix, and `s · x Aᵀ`, which the backward pass reads.
+fn low_rank_rows([x, a, b]: [&Tensor; 3], weight: &Tensor, bias: Option<&Tensor>, scale: f64) -> (Tensor, Tensor) {
+    let rows = rows(x);
     // A strided input takes another kernel: the one that runs without adapter, so that a fresh adapter changes no bit.
     let mut y = match x.is_contiguous() {
         true => linear(&rows, weight, bias),
@@ -174,8 +192,23 @@ fn low_rank(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, [a, b]: [&Tensor
     } else {
         (low.mm(&b.tr()) + &y).to_kind(y.kind())
     };
-    shape.push(y.size()[1]);
-    y.view(shape.as_slice())
+    (y, low)
+}
+
+/// The same for a 16-bit base: its backward pass keeps the input as it is, not its f32 copy, and shares it with the other
+/// layers that read it.
+fn low_rank_recorded([x, a, b]: [&Tensor; 3], weight: &Tensor, bias: Option<&Tensor>, scale: f64) -> Tensor {
+    let kept = [x.detach(), a.detach(), b.detach(), weight.shallow_clone()];
+    let (y, low) = tch::no_grad(|| low_rank_rows([&kept[0], &kept[1], &kept[2]], weight, bias, scale));
+    let input_needed = x.requires_grad();
+    let backward = move |gradient: &Tensor| {
+        let [x, a, b, weight] = &kept;
+        let wide = gradient.to_kind(b.kind());
+        let of_low = wide.mm(b) * scale;
+        let of_x = input_needed.then(|| (gradient.mm(weight) + of_low.mm(a).to_kind(x.kind())).view_as(x));
+        vec![of_x, Some(of_low.tr().mm(&rows(x).to_kind(a.kind()))), Some(wide.tr().mm(&low))]
+    };
+    with_backward(&[x, a, b], || y, backward)
 }
 
 /// A 2-D convolution with a square kernel and a bias.
@@ -200,8 +233,7 @@ impl Conv2d {
     }
 
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let (weight, bias) = (in_kind_of(x, &self.weight), in_kind_of(x, &self.bias));
-        x.conv2d(&weight, Some(bias), [self.stride; 2], [self.padding; 2], [1, 1], 1)
+        conv2d(x, &in_kind_of(x, &self.weight), &in_kind_of(x, &self.bias), self.stride, self.padding)
     }
 
     /// A 1×1 convolution over the last axis of `x` `[.., C]`, a matrix product, with the adapter's change to the layer
@@ -229,6 +261,15 @@ impl GroupNorm {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.group_norm(self.groups, Some(in_kind_of(x, &self.weight)), Some(in_kind_of(x, &self.bias)), self.eps, true)
     }
+
+    /// Followed by an activation; where the weights are frozen, the backward pass keeps the input alone.
+    pub fn forward_activated(&self, x: &Tensor, activation: Activation) -> Tensor {
+        if !is_recorded(x) || self.weight.requires_grad() || self.bias.requires_grad() {
+            return activation.apply(self.forward(x));
+        }
+        let norm = Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), ..*self };
+        recomputed(&[x], move |x| activation.apply(norm.forward(&x[0])))
+    }
 }
 
 /// Layer normalisation over the last axis with scale and shift.
@@ -249,82 +290,6 @@ impl LayerNorm {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.layer_norm([self.size], Some(in_kind_of(x, &self.weight)), Some(in_kind_of(x, &self.bias)), self.eps, true)
     }
-}
-
-thread_local! {
-    static PLAIN_ATTENTION: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Runs `body` with attention in its plain form (two matrix products) instead of the fused kernel, on this thread.
-///
-/// For training whole networks in bf16 on CPU: there the fused kernel's backward pass is 5 to 7 times slower (libtorch
-/// 2.11, short sequences). Results differ by rounding.
-pub fn with_plain_attention<T>(body: impl FnOnce() -> T) -> T {
-    let before = PLAIN_ATTENTION.replace(true);
-    let result = body();
-    PLAIN_ATTENTION.set(before);
-    result
-}
-
-/// Softmax attention of `q` `[B, N, C]` over `k`, `v` `[B, M, C]` with `heads` heads.
-///
-/// Through libtorch's fused kernel, but on CPU in bf16 as matrix products, two to three times faster there (forward and
-/// backward): scores and probabilities are then rounded to bf16, as q and k are anyway.
-pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, causal: bool) -> Tensor {
-    let width = q.size()[2];
-    let split = |x: &Tensor| {
-        let (batch, length, width) = (x.size()[0], x.size()[1], x.size()[2]);
-        x.view([batch, length, heads, width / heads]).transpose(1, 2)
-    };
-    let parts = [split(q), split(k), split(v)];
-    let products = q.kind() == Kind::BFloat16 && q.device() == Device::Cpu && !causal;
-    let out = if PLAIN_ATTENTION.get() || (products && q.size()[1] * k.size()[1] <= ONE_PRODUCT) {
-        plain_attention(&parts, causal)
-    } else if products {
-        attention_by_heads(&parts)
-    } else {
-        let [q, k, v] = &parts;
-        Tensor::scaled_dot_product_attention::<&Tensor>(q, k, v, None, 0.0, causal, None, false)
-    };
-    debug_assert_eq!(out.size()[3] * heads, width);
-    out.transpose(1, 2).reshape(q.size().as_slice())
-}
-
-/// Up to this many scores a head, one batched product for all heads is as fast as one for each.
-const ONE_PRODUCT: i64 = 256 * 256;
-/// Scores computed at once, about what fits in the cache (4 MiB in bf16).
-const SCORES_AT_ONCE: i64 = 1 << 21;
-
-fn scale(q: &Tensor) -> f64 {
-    1.0 / (q.size().last().copied().unwrap_or(1) as f64).sqrt()
-}
-
-fn plain_attention([q, k, v]: &[Tensor; 3], causal: bool) -> Tensor {
-    let scores = (q * scale(q)).matmul(&k.transpose(-2, -1));
-    let scores = if causal { &scores + later_keys(&scores) } else { scores };
-    scores.softmax(-1, q.kind()).matmul(v)
-}
-
-/// Head by head and, in each, some rows of the scores at a time, so that they stay in the cache.
-fn attention_by_heads([q, k, v]: &[Tensor; 3]) -> Tensor {
-    let rows = (SCORES_AT_ONCE / k.size()[2]).max(1);
-    let q = q * scale(q);
-    let per_head = |x: &Tensor| x.unbind(0).iter().flat_map(|x| x.unbind(0)).collect::<Vec<_>>();
-    let one = |((q, k), v): ((&Tensor, &Tensor), &Tensor)| {
-        let keys = k.transpose(0, 1);
-        let part = |q: &Tensor| q.mm(&keys).softmax(-1, q.kind()).mm(v);
-        let parts: Vec<Tensor> = q.split(rows, 0).iter().map(part).collect();
-        Tensor::cat(&parts, 0)
-    };
-    let (queries, keys, values) = (per_head(&q), per_head(k), per_head(v));
-    let heads: Vec<Tensor> = queries.iter().zip(&keys).zip(&values).map(one).collect();
-    Tensor::stack(&heads, 0).view(q.size().as_slice())
-}
-
-/// What a causal mask adds to `scores` `[.., N, M]`: minus infinity where a key comes after its query, else 0.
-fn later_keys(scores: &Tensor) -> Tensor {
-    let shape = scores.size();
-    Tensor::full(&shape[shape.len() - 2..], f64::NEG_INFINITY, (scores.kind(), scores.device())).triu(1)
 }
 
 /// Stride-2 3×3 convolution; padding 0 pads right and bottom by one, as diffusers does.
@@ -369,15 +334,55 @@ impl Upsample {
 mod tests {
     use super::*;
 
+    fn draw(name: &'static str, shape: &[i64]) -> Tensor {
+        seedpo_tensor::NoiseKey::new(1, name).normal(shape)
+    }
+
+    /// The recorded low-rank product is the one that libtorch's graph computes, bit for bit forward, and its gradients
+    /// those of that graph.
     #[test]
-    fn plain_attention_equals_the_fused_kernel() {
-        let draw = |purpose, length| seedpo_tensor::NoiseKey::new(1, purpose).normal(&[2, length, 24]);
-        let (q, k, v) = (draw("q", 7), draw("k", 7), draw("v", 7));
-        for causal in [false, true] {
-            let fused = attention(&q, &k, &v, 3, causal);
-            let plain = with_plain_attention(|| attention(&q, &k, &v, 3, causal));
-            // f32 sums of at most 24 terms of size 1.
-            assert!((fused - plain).abs().max().double_value(&[]) < 1e-5, "causal {causal}");
+    fn the_low_rank_product_of_a_16_bit_base_has_its_graphs_gradients() {
+        let (weight, bias) =
+            (draw("w", &[24, 16]).to_kind(Kind::BFloat16), draw("bias", &[24]).to_kind(Kind::BFloat16));
+        let leaves = || {
+            let [x, a, b] = [draw("x", &[10, 16]).to_kind(Kind::BFloat16), draw("a", &[4, 16]), draw("b", &[24, 4])];
+            [x, a, b].map(|leaf| leaf.set_requires_grad(true))
+        };
+        let run = |recorded: bool| {
+            let [x, a, b] = leaves();
+            let y = match recorded {
+                true => low_rank(&x, &weight, Some(&bias), [&a, &b], 0.5),
+                false => low_rank_rows([&x, &a, &b], &weight, Some(&bias), 0.5).0,
+            };
+            let loss = (&y * draw("probe", &[10, 24])).sum(Kind::Float);
+            let mut all = Tensor::run_backward(&[loss], &[&x, &a, &b], false, false);
+            all.push(y.detach());
+            all
+        };
+        let (ours, theirs) = (run(true), run(false));
+        assert_eq!(ours[3], theirs[3]);
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            assert_eq!(ours.kind(), theirs.kind());
+            let apart = (ours - theirs).norm().double_value(&[]) / theirs.norm().double_value(&[]);
+            // The same products; the input's gradient is rounded to bf16 before or after its two parts are added.
+            assert!(apart < 0.004, "{apart}");
         }
+    }
+
+    #[test]
+    fn a_recomputed_norm_has_its_graphs_gradient() {
+        let norm = |trained| GroupNorm {
+            weight: draw("weight", &[8]).set_requires_grad(trained),
+            bias: draw("bias", &[8]).set_requires_grad(trained),
+            groups: 2,
+            eps: 1e-5,
+        };
+        let run = |trained| {
+            let x = draw("x", &[2, 8, 3, 3]).set_requires_grad(true);
+            let y = norm(trained).forward_activated(&x, Activation::Silu);
+            let loss = (&y * draw("probe", &[2, 8, 3, 3])).sum(Kind::Float);
+            [Tensor::run_backward(&[loss], &[&x], false, false).remove(0), y.detach()]
+        };
+        assert_eq!(run(false), run(true));
     }
 }

@@ -1,5 +1,6 @@
 //! CLIP, U-Net, VAE, LoRA adapters, tokenizer and noise schedule; diffusers folders in and out.
 
+mod attention;
 mod error;
 mod heads;
 mod index;
@@ -25,12 +26,13 @@ pub mod vae;
 pub mod weights;
 
 pub use adapter::{Adapter, Delta, Lora};
+pub use attention::with_plain_attention;
 pub use beginning::Beginning;
 pub use clip::{ClipConfig, ClipModel, VisionConfig};
 pub use config::{SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
 pub use error::{Error, Result};
 pub use index::Pipeline;
-pub use layers::{Activation, with_plain_attention};
+pub use layers::Activation;
 pub use layout::weight_files;
 pub use model::{DiffusionModel, LoadOptions};
 pub use policy::{AddedPair, Conditioning, Policy, PromptEmbeds};

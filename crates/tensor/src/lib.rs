@@ -4,9 +4,11 @@
 //! [`WeightFile`] and [`write_weights`], and every random draw through [`NoiseKey`].
 
 mod allocator;
+pub mod convolution;
 pub mod device;
 pub mod error;
 pub mod files;
+pub mod gradient;
 pub mod memory;
 pub mod params;
 pub mod product;

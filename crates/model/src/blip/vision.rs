@@ -5,7 +5,8 @@ use tch::Tensor;
 
 use super::BlipConfig;
 use crate::Activation;
-use crate::layers::{Conv2d, LayerNorm, Linear, add, attention};
+use crate::attention::attention;
+use crate::layers::{Conv2d, LayerNorm, Linear, add};
 
 const EPS: f64 = 1e-6;
 

@@ -4,7 +4,8 @@ use seedpo_tensor::{Init, ParamPath};
 use tch::Tensor;
 
 use crate::Activation;
-use crate::layers::{LayerNorm, Linear, add, attention};
+use crate::attention::attention;
+use crate::layers::{LayerNorm, Linear, add};
 
 /// The sizes of a stack of layers.
 #[derive(Clone, Copy, Debug)]

@@ -2,11 +2,13 @@
 //! `Transformer2DModel`).
 
 use seedpo_tensor::ParamPath;
+use seedpo_tensor::gradient::{is_recorded, recomputed};
 use tch::Tensor;
 
 use super::Projection;
 use crate::adapter::Adapter;
-use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, add, attention};
+use crate::attention::attention;
+use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, add};
 
 /// A linear layer, or a 1×1 convolution, which on tokens is the same thing.
 #[derive(Debug)]
@@ -101,9 +103,20 @@ impl FeedForward {
     }
 
     fn forward(&self, x: &Tensor, adapter: Option<&Adapter>) -> Tensor {
-        let parts = self.proj.forward(x, adapter).chunk(2, -1);
-        self.out.forward(&(&parts[0] * parts[1].gelu("none")), adapter)
+        let projected = self.proj.forward(x, adapter);
+        let gated = match is_recorded(&projected) {
+            // Kept for the backward pass: the projection alone, not its halves and the activation besides.
+            true => recomputed(&[&projected], |x| gated(&x[0])),
+            false => gated(&projected),
+        };
+        self.out.forward(&gated, adapter)
     }
+}
+
+/// The first half of the channels times GELU of the second.
+fn gated(x: &Tensor) -> Tensor {
+    let parts = x.chunk(2, -1);
+    &parts[0] * parts[1].gelu("none")
 }
 
 /// Widths and options of a transformer.

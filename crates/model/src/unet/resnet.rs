@@ -46,18 +46,18 @@ impl ResnetBlock {
     /// `x` `[B, C, h, w]`; `time` `[B, time_embed_dim]`, the time embedding after its activation.
     pub fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> Tensor {
         let act = self.options.activation;
-        let mut h = self.conv1.forward(&act.apply(self.norm1.forward(x)));
+        let mut h = self.conv1.forward(&self.norm1.forward_activated(x, act));
         let time = self.time_emb_proj.as_ref().zip(time).map(|(proj, t)| proj.forward(t).unsqueeze(-1).unsqueeze(-1));
         let h = match time {
-            None => self.norm2.forward(&h),
+            None => self.norm2.forward_activated(&h, act),
             Some(time) if self.options.scale_shift => {
                 let parts = time.chunk(2, 1);
-                self.norm2.forward(&h) * (&parts[0] + 1) + &parts[1]
+                act.apply(self.norm2.forward(&h) * (&parts[0] + 1) + &parts[1])
             }
             // A convolution does not save its output, so the sum may overwrite it under autograd too.
-            Some(time) => self.norm2.forward(&h.g_add_(&time)),
+            Some(time) => self.norm2.forward_activated(&h.g_add_(&time), act),
         };
-        let h = self.conv2.forward(&act.apply(h));
+        let h = self.conv2.forward(&h);
         let sum = match &self.conv_shortcut {
             Some(conv) => add(h, &conv.forward(x)),
             None => add(h, x),

@@ -59,7 +59,7 @@ impl Stage {
             }
             Body::Down(downsample) => downsample.forward(x),
             Body::Up(upsample) => upsample.forward(x, size),
-            Body::Head(norm, activation, conv) => conv.forward(&activation.apply(norm.forward(x))),
+            Body::Head(norm, activation, conv) => conv.forward(&norm.forward_activated(x, *activation)),
         }
     }
 }

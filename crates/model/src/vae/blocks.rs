@@ -3,8 +3,9 @@
 use seedpo_tensor::ParamPath;
 use tch::Tensor;
 
+use crate::attention::attention;
 use crate::config::VaeConfig;
-use crate::layers::{Activation, Conv2d, Downsample, GroupNorm, Linear, Upsample, add, attention};
+use crate::layers::{Activation, Conv2d, Downsample, GroupNorm, Linear, Upsample, add};
 use crate::unet::resnet::{ResnetBlock, ResnetOptions};
 
 fn resnet_options(config: &VaeConfig) -> ResnetOptions {
