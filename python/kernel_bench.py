@@ -1,9 +1,10 @@
-"""What two choices about kernels rest on, measured on this machine; docs/performance.md quotes it.
+"""What three choices about kernels rest on, measured on this machine; docs/performance.md quotes it.
 
     .venv/bin/python python/kernel_bench.py [--threads 2]
 
 First, f32 linear layers by libtorch's own product (MKL) and as 1x1 convolutions by oneDNN (crates/tensor/src/product.rs), in
-GFLOP/s. Then a pass of diffusers' U-Net at Stable Diffusion 1.5's size (target/models/sd15, python/make_models.py) in both
+GFLOP/s. Then 3x3 convolutions of small pictures with many channels, by libtorch and as products of patches
+(crates/tensor/src/convolution.rs), in milliseconds. Then a pass of diffusers' U-Net at Stable Diffusion 1.5's size (target/models/sd15, python/make_models.py) in both
 memory layouts, in seconds. The least of several turns counts. The machine should have nothing else to do.
 """
 
@@ -29,6 +30,14 @@ LAYERS = [
     (1, 64, 1280, 10240),
     (2, 256, 1280, 10240),
     (8, 257, 1280, 5120),
+]
+# Number type, inputs, outputs, side of the picture, batch: the lower levels of Stable Diffusion's U-Net at 256 x 256, around where
+# products of patches stop paying.
+CONVOLUTIONS = [
+    *((torch.bfloat16, inputs, 1280, 4, batch) for inputs in (1280, 2560) for batch in (2, 4, 16)),
+    *((torch.bfloat16, inputs, 1280, 8, batch) for inputs in (640, 1280, 1920, 2560) for batch in (2, 8)),
+    *((torch.float32, inputs, 1280, 4, 2) for inputs in (1280, 2560)),
+    *((torch.float32, inputs, 1280, 8, 2) for inputs in (1280, 2560)),
 ]
 # Outputs that go to oneDNN at once.
 OUTPUTS = 5120
@@ -64,6 +73,35 @@ def linear_layers():
         print(f"| {batch}, {tokens}, {inputs}, {outputs} | {mkl:.0f} | {onednn:.0f} | {onednn / mkl:.2f} |", flush=True)
 
 
+def of_patches(x, weight, bias):
+    batch, _, height, width = x.shape
+    rows = F.unfold(x, 3, padding=1).transpose(1, 2).reshape(batch * height * width, -1)
+    matrix = weight.reshape(weight.shape[0], -1)
+    y = by_convolution(rows[None], matrix, bias)[0] if x.dtype == torch.float32 and len(rows) >= 64 else F.linear(rows, matrix, bias)
+    return y.view(batch, height * width, -1).transpose(1, 2).reshape(batch, -1, height, width)
+
+
+def convolutions():
+    print("\n| dtype | channels | side | batch | forward: libtorch, ms | patches, ms | factor | with backward | patches | factor |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for dtype, inputs, outputs, side, batch in CONVOLUTIONS:
+        x = torch.randn(batch, inputs, side, side, dtype=dtype)
+        weight, bias = torch.randn(outputs, inputs, 3, 3, dtype=dtype), torch.randn(outputs, dtype=dtype)
+        gradient = torch.randn(batch, outputs, side, side, dtype=dtype)
+        found = []
+        for recorded in (False, True):
+            for way in (lambda x, w, b: F.conv2d(x, w, b, padding=1), of_patches):
+
+                def work():
+                    y = way(x.detach().requires_grad_(recorded), weight, bias)
+                    if recorded:
+                        y.backward(gradient)
+
+                found.append(1000 * least(work, 9))
+        ratios = [f"{a:.1f} | {b:.1f} | {a / b:.2f}" for a, b in (found[:2], found[2:])]
+        print(f"| {str(dtype)[6:]} | {inputs} → {outputs} | {side} | {batch} | {ratios[0]} | {ratios[1]} |", flush=True)
+
+
 def layouts():
     unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(SD15 / "unet")).eval()
     print("\n| pixels | dtype | NCHW, s | NHWC, s |\n| --- | --- | --- | --- |")
@@ -84,6 +122,8 @@ def main():
     torch.set_num_threads(parser.parse_args().threads)
     with torch.no_grad():
         linear_layers()
+    convolutions()
+    with torch.no_grad():
         if (SD15 / "unet/config.json").is_file():
             layouts()
         else:
