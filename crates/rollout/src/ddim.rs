@@ -59,6 +59,30 @@ impl Ddim {
         Self::from_alphas(schedule.alphas_cumprod.clone(), offset, schedule.set_alpha_to_one, steps, eta)
     }
 
+    /// As [`Ddim::new`], with the last step as the published methods take it (docs/methods.md section 2), so that it has a
+    /// density: offset 1 where the schedule has none, and ᾱ_0 below timestep 0 ([`Ddim::training_note`] says so).
+    /// Errors: [`Error::Setting`].
+    pub fn for_training(schedule: &NoiseSchedule, steps: usize, eta: f64) -> Result<Self> {
+        let offset = schedule.steps_offset.max(1).min(schedule.num_train_timesteps - 1);
+        Self::new(&NoiseSchedule { steps_offset: offset, set_alpha_to_one: false, ..schedule.clone() }, steps, eta)
+    }
+
+    /// What to tell the user of a schedule that [`Ddim::for_training`] does not take as it is.
+    pub fn training_note(schedule: &NoiseSchedule) -> Option<String> {
+        let ends = match (schedule.set_alpha_to_one, schedule.steps_offset) {
+            (false, 1..) => return Self::spacing_note(schedule),
+            (true, 1..) => "`set_alpha_to_one` true",
+            (false, _) => "`steps_offset` 0",
+            (true, _) => "`set_alpha_to_one` true and `steps_offset` 0",
+        };
+        let last = format!(
+            "the model's scheduler_config.json says, or leaves it at, {ends}, which gives the last step no noise and so no \
+             log-probability; training takes it as the published methods do, with `set_alpha_to_one` false and offset 1 \
+             (docs/methods.md section 2)"
+        );
+        Some(Self::spacing_note(schedule).map_or(last.clone(), |spacing| format!("{spacing}; {last}")))
+    }
+
     /// What to tell the user of a schedule that asks for another spacing than the one counted here.
     pub fn spacing_note(schedule: &NoiseSchedule) -> Option<String> {
         other_spacing(schedule).map(|spacing| {

@@ -133,7 +133,7 @@ pub fn check(config: &TrainConfig, prompts: &[String], model: &DiffusionModel) -
         let expected = "at least one prompt".into();
         return Err(Error::Setting { key: "prompts".into(), expected, found: "none".into() });
     }
-    check_density(&Ddim::new(&model.schedule, config.steps as usize, config.eta)?)?;
+    check_density(&Ddim::for_training(&model.schedule, config.steps as usize, config.eta)?)?;
     latent_shape(config, &method, model)?;
     match config.finetuning()? {
         FinetuningType::Lora => drop(Adapter::lora(&model.unet, &lora_config(config), config.seed)?),
@@ -150,8 +150,8 @@ impl<'a> Trainer<'a> {
         check(&parts.config, &parts.prompts, parts.model)?;
         let (method, mut warnings) = parts.config.validate()?;
         let (config, model) = (&parts.config, parts.model);
-        warnings.extend(Ddim::spacing_note(&model.schedule));
-        let ddim = Ddim::new(&model.schedule, config.steps as usize, config.eta)?;
+        warnings.extend(Ddim::training_note(&model.schedule));
+        let ddim = Ddim::for_training(&model.schedule, config.steps as usize, config.eta)?;
         let schedule = LrSchedule::from_settings(config)?;
         let stream = PromptStream::new(config.seed, 1, 1, 1);
         let latent_shape = latent_shape(config, &method, model)?;

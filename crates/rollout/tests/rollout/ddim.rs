@@ -92,6 +92,28 @@ fn the_folder_s_schedule_is_honoured() {
     }
 }
 
+/// A folder saved with another sampler's defaults trains as the published methods do: with the steps of the usual folder.
+#[test]
+fn training_takes_the_last_step_as_published() {
+    let schedule = NoiseSchedule::new(&SchedulerConfig::stable_diffusion()).unwrap();
+    let usual = Ddim::new(&schedule, 20, 1.0).unwrap();
+    assert_eq!(Ddim::training_note(&schedule), None);
+    for (set_alpha_to_one, steps_offset, told) in [
+        (true, 1, "`set_alpha_to_one` true,"),
+        (false, 0, "`steps_offset` 0,"),
+        (true, 0, "`set_alpha_to_one` true and `steps_offset` 0,"),
+    ] {
+        let other = NoiseSchedule { set_alpha_to_one, steps_offset, ..schedule.clone() };
+        let ddim = Ddim::for_training(&other, 20, 1.0).unwrap();
+        assert_eq!(ddim.timesteps(), usual.timesteps());
+        assert_eq!(ddim.sigma(1).unwrap(), usual.sigma(1).unwrap());
+        let note = Ddim::training_note(&other).unwrap();
+        assert!(note.contains(told), "{note}");
+    }
+    let trailing = NoiseSchedule { timestep_spacing: Some(TimestepSpacing::Trailing), ..schedule };
+    assert_eq!(Ddim::training_note(&trailing), Ddim::spacing_note(&trailing));
+}
+
 /// Betas rescaled to zero terminal SNR: leading steps begin below the timestep at which nothing is left, all others work.
 #[test]
 fn a_step_from_nothing_but_noise_is_refused() {
