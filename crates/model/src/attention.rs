@@ -41,10 +41,11 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, causal: 
         return by_products(&inputs.map(|x| split(x, heads)));
     }
     let kept = inputs.map(|x| split(&x.detach(), heads));
+    let at_once = in_one_product(&kept[0], &kept[1]);
     let output = tch::no_grad(|| by_products(&kept));
     let needed = inputs.map(|x| x.requires_grad());
     let backward = move |gradient: &Tensor| {
-        let found = products_backward(&kept, &split(&gradient.contiguous(), heads)).map(joined);
+        let found = products_backward(&kept, &split(&gradient.contiguous(), heads), at_once).map(joined);
         found.into_iter().zip(needed).map(|(found, needed)| needed.then_some(found)).collect()
     };
     with_backward(&inputs, || output, backward)
@@ -111,11 +112,11 @@ fn attention_by_heads([q, k, v]: &[Tensor; 3]) -> Tensor {
 }
 
 /// The gradients of q, k and v from that of the result, all `[B, heads, N, d]`.
-fn products_backward(parts: &[Tensor; 3], gradient: &Tensor) -> [Tensor; 3] {
+fn products_backward(parts: &[Tensor; 3], gradient: &Tensor, at_once: bool) -> [Tensor; 3] {
     let [q, k, v] = parts;
     let factor = scale(q);
     let scaled = q * factor;
-    if in_one_product(q, k) {
+    if at_once {
         let [q, k, v] = piece_backward(&scaled, k, v, gradient);
         return [q * factor, k, v];
     }
