@@ -78,7 +78,8 @@ fn tidy(text: &str) -> String {
 /// A panic is a bug of ours, or memory that ran out inside libtorch: say which, in a line, and exit with code 2.
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|info| {
-        if seedpo_data::picture::is_decoding() {
+        // Panics that are caught, and told as errors where they are.
+        if seedpo_data::picture::is_decoding() || seedpo_tensor::gradient::is_running() {
             return;
         }
         let payload = info.payload();

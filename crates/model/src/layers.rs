@@ -165,7 +165,8 @@ fn low_rank(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, [a, b]: [&Tensor
     shape.pop();
     shape.push(weight.size()[0]);
     let recorded = [x, a, b].iter().any(|tensor| is_recorded(tensor));
-    let y = match recorded && weight.kind() != b.kind() && !weight.requires_grad() {
+    let trained = weight.requires_grad() || bias.is_some_and(Tensor::requires_grad);
+    let y = match recorded && weight.kind() != b.kind() && !trained {
         true => low_rank_recorded([x, a, b], weight, bias, scale),
         false => low_rank_rows([x, a, b], weight, bias, scale).0,
     };

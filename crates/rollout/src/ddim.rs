@@ -69,7 +69,9 @@ impl Ddim {
 
     /// What to tell the user of a schedule that [`Ddim::for_training`] does not take as it is.
     pub fn training_note(schedule: &NoiseSchedule) -> Option<String> {
-        let ends = match (schedule.set_alpha_to_one, schedule.steps_offset) {
+        // For another spacing the offset is another anyway.
+        let offset = if other_spacing(schedule).is_some() { 1 } else { schedule.steps_offset };
+        let ends = match (schedule.set_alpha_to_one, offset) {
             (false, 1..) => return Self::spacing_note(schedule),
             (true, 1..) => "`set_alpha_to_one` true",
             (false, _) => "`steps_offset` 0",

@@ -13,7 +13,7 @@ const WEIGHTS_PER_POSITION: [i64; 2] = [1 << 16, 1 << 18];
 /// `weight` `[out, in, k, k]` over `x` `[B, in, h, w]`, plus `bias` `[out]`: as [`Tensor::conv2d`] with square stride and
 /// padding, but for rounding. Panics, as that does, where the shapes do not go together.
 ///
-/// Where the weight is frozen, the input is not kept for the backward pass.
+/// Where the weight is frozen, libtorch's own way keeps no input for the backward pass.
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: i64, padding: i64) -> Tensor {
     let Some(size) = supported(x, weight) else {
         return x.conv2d(weight, Some(bias), [stride; 2], [padding; 2], [1, 1], 1);
@@ -42,7 +42,7 @@ fn supported(x: &Tensor, weight: &Tensor) -> Option<[i64; 4]> {
     (here && size[1] == weight.size()[1]).then_some(size)
 }
 
-/// Every position's patch times the weight. The backward pass of a frozen product keeps the weight alone.
+/// Every position's patch times the weight.
 fn of_patches(x: &Tensor, weight: &Tensor, bias: &Tensor, [stride, padding]: [i64; 2], size: [i64; 2]) -> Tensor {
     let (batch, outputs, kernel) = (x.size()[0], weight.size()[0], weight.size()[3]);
     let patches = match kernel {
@@ -51,7 +51,7 @@ fn of_patches(x: &Tensor, weight: &Tensor, bias: &Tensor, [stride, padding]: [i6
     };
     let rows = patches.transpose(1, 2).reshape([-1, weight.numel() as i64 / outputs]);
     let y = linear(&rows, &weight.view([outputs, -1]), Some(bias));
-    y.view([batch, -1, outputs]).transpose(1, 2).contiguous().view([batch, outputs, size[0], size[1]])
+    y.view([batch, size[0] * size[1], outputs]).transpose(1, 2).contiguous().view([batch, outputs, size[0], size[1]])
 }
 
 #[cfg(test)]

@@ -4,7 +4,9 @@
 //
 // Functions that can fail return null, or a message to be freed with `free`; no exception passes to Rust.
 
+#include <cstdlib>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include <c10/core/GradMode.h>
@@ -17,8 +19,8 @@
 
 namespace {
 
-// Writes one owned tensor for each input, or null; false where it failed.
-using Backward = bool (*)(const void* closure, const at::Tensor* gradient, at::Tensor** results);
+// Writes one owned tensor for each input, or null; returns null, or why it failed.
+using Backward = char* (*)(const void* closure, const at::Tensor* gradient, at::Tensor** results);
 using Drop = void (*)(void* closure);
 
 struct Closure : torch::autograd::Node {
@@ -32,15 +34,20 @@ struct Closure : torch::autograd::Node {
   torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
     torch::autograd::variable_list all(num_outputs());
     if (!gradients[0].defined()) return all;
+    TORCH_CHECK(!c10::GradMode::is_enabled(), "a backward pass of seedpo's own has no second derivative");
     TORCH_CHECK(closure, "backward through a graph that was freed after its first backward pass");
     std::vector<at::Tensor*> results(num_outputs(), nullptr);
-    bool well = backward(closure, &gradients[0], results.data());
+    char* failure = backward(closure, &gradients[0], results.data());
     for (size_t i = 0; i < all.size(); ++i) {
       if (!results[i]) continue;
       all[i] = std::move(*results[i]);
       delete results[i];
     }
-    TORCH_CHECK(well, "a backward pass failed");
+    if (failure) {
+      std::string why(failure);
+      free(failure);
+      TORCH_CHECK(false, why);
+    }
     return all;
   }
 
@@ -95,6 +102,10 @@ extern "C" char* seedpo_gradients(const at::Tensor* output, const at::Tensor* gr
                                      /*create_graph=*/false, /*allow_unused=*/true);
     for (size_t i = 0; i < count; ++i) results[i] = all[i].defined() ? new at::Tensor(std::move(all[i])) : nullptr;
   });
+}
+
+extern "C" char* seedpo_backward(const at::Tensor* output, const at::Tensor* gradient) {
+  return caught([&] { torch::autograd::backward({*output}, {*gradient}); });
 }
 
 extern "C" char* seedpo_convolution_input_gradient(const at::Tensor* gradient, const at::Tensor* weight,

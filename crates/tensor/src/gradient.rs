@@ -5,7 +5,9 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_char, c_void};
+use std::any::Any;
+use std::cell::Cell;
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tch::{Device, Tensor};
@@ -20,7 +22,7 @@ unsafe extern "C" {
         inputs: *const *const C_tensor,
         count: usize,
         closure: *mut c_void,
-        backward: extern "C" fn(*const c_void, *mut C_tensor, *mut *mut C_tensor) -> bool,
+        backward: extern "C" fn(*const c_void, *mut C_tensor, *mut *mut C_tensor) -> *mut c_char,
         drop: extern "C" fn(*mut c_void),
         result: *mut *mut C_tensor,
     ) -> *mut c_char;
@@ -31,6 +33,7 @@ unsafe extern "C" {
         count: usize,
         results: *mut *mut C_tensor,
     ) -> *mut c_char;
+    fn seedpo_backward(output: *const C_tensor, gradient: *const C_tensor) -> *mut c_char;
     fn seedpo_convolution_input_gradient(
         gradient: *const C_tensor,
         weight: *const C_tensor,
@@ -39,6 +42,16 @@ unsafe extern "C" {
         padding: i64,
         result: *mut *mut C_tensor,
     ) -> *mut c_char;
+}
+
+thread_local! {
+    static RUNNING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is in a backward pass of [`with_backward`]: a panic there is caught and becomes an error of the whole
+/// backward pass, with its message.
+pub fn is_running() -> bool {
+    RUNNING.get()
 }
 
 /// Whether a result of `input` belongs to a graph in which it may have a backward pass of its own: on the CPU, where this is
@@ -73,7 +86,7 @@ pub fn with_backward(
             drop_closure,
             &mut joined,
         );
-        check(failed);
+        unwrap(failed);
         Tensor::from_ptr(joined)
     }
 }
@@ -105,7 +118,7 @@ pub fn gradients(output: &Tensor, gradient: &Tensor, inputs: &[&Tensor]) -> Vec<
     let mut results = vec![std::ptr::null_mut(); inputs.len()];
     // SAFETY: all tensors outlive the call; what it writes is owned, or null.
     unsafe {
-        check(seedpo_gradients(
+        unwrap(seedpo_gradients(
             output.as_ptr(),
             gradient.as_ptr(),
             inputs.as_ptr(),
@@ -114,6 +127,13 @@ pub fn gradients(output: &Tensor, gradient: &Tensor, inputs: &[&Tensor]) -> Vec<
         ));
         results.into_iter().map(|result| (!result.is_null()).then(|| Tensor::from_ptr(result))).collect()
     }
+}
+
+/// Adds the gradients of `⟨output, gradient⟩` to `.grad` of the leaves that the output depends on; frees its graph.
+/// Errors: libtorch's message.
+pub fn backward(output: &Tensor, gradient: &Tensor) -> Result<(), tch::TchError> {
+    // SAFETY: both tensors outlive the call.
+    unsafe { result(seedpo_backward(output.as_ptr(), gradient.as_ptr())) }.map_err(tch::TchError::Torch)
 }
 
 /// The gradient of a convolution (square kernel, stride and padding, one group, no dilation) for its input of `input_size`
@@ -130,7 +150,7 @@ pub fn convolution_input(
     unsafe {
         let size = input_size.as_ptr();
         let (gradient, weight) = (gradient.as_ptr(), weight.as_ptr());
-        check(seedpo_convolution_input_gradient(gradient, weight, size, stride, padding, &mut result));
+        unwrap(seedpo_convolution_input_gradient(gradient, weight, size, stride, padding, &mut result));
         Tensor::from_ptr(result)
     }
 }
@@ -141,25 +161,54 @@ fn pointers(tensors: &[&Tensor]) -> Vec<*const C_tensor> {
 
 /// Panics with the message that a function of the bridge returned, as tch's own methods do.
 #[allow(clippy::panic)]
-unsafe fn check(message: *mut c_char) {
-    if !message.is_null() {
-        // SAFETY: the bridge returns a C string made by `strdup`, once.
-        let text = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
-        unsafe { libc::free(message.cast()) };
-        panic!("libtorch: {text}");
+unsafe fn unwrap(message: *mut c_char) {
+    // SAFETY: passed on.
+    if let Err(text) = unsafe { result(message) } {
+        panic!("{text}");
     }
 }
 
-extern "C" fn call_closure(closure: *const c_void, gradient: *mut C_tensor, results: *mut *mut C_tensor) -> bool {
+unsafe fn result(message: *mut c_char) -> Result<(), String> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the bridge returns a C string made by `strdup`, once.
+    let text = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
+    unsafe { libc::free(message.cast()) };
+    Err(text)
+}
+
+extern "C" fn call_closure(
+    closure: *const c_void,
+    gradient: *mut C_tensor,
+    results: *mut *mut C_tensor,
+) -> *mut c_char {
     // SAFETY: the node passes the closure it was given, a live tensor, and room for one result for each input.
     let (backward, gradient) = unsafe { (&*closure.cast::<Box<Backward>>(), Tensor::clone_from_ptr(gradient)) };
-    // A panic must not pass through libtorch: it becomes an error of the backward pass.
-    let Ok(found) = catch_unwind(AssertUnwindSafe(|| tch::no_grad(|| backward(&gradient)))) else { return false };
-    for (i, mut tensor) in found.into_iter().enumerate().filter_map(|(i, tensor)| Some((i, tensor?))) {
-        unsafe { *results.add(i) = tensor.as_mut_ptr() };
-        std::mem::forget(tensor);
+    let before = RUNNING.replace(true);
+    // A panic must not pass through libtorch.
+    let found = catch_unwind(AssertUnwindSafe(|| tch::no_grad(|| backward(&gradient))));
+    RUNNING.set(before);
+    match found {
+        Ok(found) => {
+            for (i, mut tensor) in found.into_iter().enumerate().filter_map(|(i, tensor)| Some((i, tensor?))) {
+                unsafe { *results.add(i) = tensor.as_mut_ptr() };
+                std::mem::forget(tensor);
+            }
+            std::ptr::null_mut()
+        }
+        Err(payload) => {
+            let text = CString::new(message(payload.as_ref()).replace('\0', " ")).unwrap_or_default();
+            // SAFETY: a C string; the node frees the copy.
+            unsafe { libc::strdup(text.as_ptr()) }
+        }
     }
-    true
+}
+
+fn message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    text.unwrap_or_else(|| "a backward pass failed".to_owned())
 }
 
 extern "C" fn drop_closure(closure: *mut c_void) {
@@ -223,9 +272,28 @@ mod tests {
     #[test]
     fn a_panic_in_a_backward_pass_is_an_error_of_it() {
         let x = draw("x", &[2]);
-        let y = with_backward(&[&x], || x.detach().copy(), |_| std::panic::resume_unwind(Box::new("no")));
+        let y = with_backward(
+            &[&x],
+            || x.detach().copy(),
+            |_| {
+                assert!(is_running());
+                std::panic::resume_unwind(Box::new("cannot allocate memory"))
+            },
+        );
         let error = y.sum(tch::Kind::Float).f_backward().unwrap_err();
-        assert!(error.to_string().contains("a backward pass failed"), "{error}");
+        assert!(error.to_string().contains("cannot allocate memory"), "{error}");
+        assert!(!is_running());
+    }
+
+    /// d⟨p, 3 x⟩ = 3 p, added to what is there.
+    #[test]
+    fn backward_adds_to_the_leaves() {
+        let (x, probe) = (draw("x", &[4]), draw("p", &[4]).detach());
+        for times in [3.0, 6.0] {
+            backward(&(&x * 3.0), &probe).unwrap();
+            assert!((x.grad() - &probe * times).abs().max().double_value(&[]) < 1e-6);
+        }
+        assert!(backward(&(&x * 3.0), &draw("q", &[5])).unwrap_err().to_string().contains("shape"));
     }
 
     #[test]

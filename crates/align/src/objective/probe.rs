@@ -111,7 +111,7 @@ pub fn probe_loss(
 ) -> Result<ProbeLoss> {
     let objective = settings.objective()?;
     let ddim = match takes_steps(&settings.method) {
-        true => Ddim::new(&model.schedule, settings.steps, settings.eta)?,
+        true => Ddim::for_training(&model.schedule, settings.steps, settings.eta)?,
         // The denoising error asks it for nothing: one that every schedule has.
         false => Ddim::new(&model.schedule, 1, 1.0)?,
     };

@@ -97,7 +97,7 @@ impl Trainer<'_> {
         stop: &AtomicBool,
     ) -> Result<Drawn> {
         let (config, model) = (&self.parts.config, self.parts.model);
-        let ddim = Ddim::new(&model.schedule, config.steps as usize, 0.0)?;
+        let ddim = Ddim::for_training(&model.schedule, config.steps as usize, 0.0)?;
         let texts: Vec<&str> = prompts.iter().map(String::as_str).collect();
         let conditioning = self.embeddings.conditioning(model, &texts)?;
         let merged = self.weights.merged(model)?;

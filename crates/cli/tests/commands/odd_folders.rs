@@ -88,6 +88,35 @@ fn another_spacing_is_counted_leading_and_said() {
     }
 }
 
+/// What other samplers' defaults leave: the last step has no noise. A run draws previews, trains and is told; the log-probabilities
+/// of `probe` are those of the usual folder.
+#[test]
+fn a_last_step_without_noise_is_taken_as_published() {
+    let usual = room("{}");
+    let lora = LoraConfig { init: seedpo_model::adapter::LoraInit::Gaussian, ..LoraConfig::default() };
+    let losses = |room: &Room| {
+        let mut pair = pair(room, "spo", &lora);
+        pair.iter_mut()
+            .filter(|(name, _)| *name == "timestep")
+            .for_each(|(_, t)| *t = Tensor::from_slice(&[901i64, 1]));
+        let (found, said) = probe(room, "loss", &loss("spo", r#", "steps": 10"#), &pair);
+        (found["loss"].shallow_clone(), said)
+    };
+    let (expected, said) = losses(&usual);
+    assert!(!said.contains("set_alpha_to_one"), "{said}");
+    let room = room(r#"{"set_alpha_to_one": true, "steps_offset": 0}"#);
+    let (found, said) = losses(&room);
+    assert_eq!(found, expected);
+    assert!(said.contains("`set_alpha_to_one` true and `steps_offset` 0"), "{said}");
+    // With 10 steps previews measure the last one too.
+    let train = ["train", "--model", "model", "--method", "spo", "--judge", "colourfulness", "--steps", "10"];
+    let rest = ["--candidates", "2", "--divert-start-step", "8", "--threshold", "0", "--prompt", "a"];
+    let end = ["--max-train-steps", "1", "--validation-steps", "1", "--name", "run"];
+    let output = room.seedpo(&[&train[..], &rest, &end].concat()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.contains("`set_alpha_to_one` true"), "{said}");
+}
+
 /// The denoising error has no steps: none that are impossible for a sampler stop it, and nothing is said of them.
 #[test]
 fn noised_methods_have_no_steps() {

@@ -82,7 +82,7 @@ impl UNet2DConditionModel {
                 let found = format!("shape {:?}", gradient.size());
                 return Err(Error::Argument { what: "gradient".into(), expected, found });
             }
-            tch::with_grad(|| (output * gradient).sum(Kind::Float).f_backward())?;
+            seedpo_tensor::gradient::backward(&output, &gradient)?;
             gradient = x.grad();
             skip_gradients.extend(skip.map(|skip| skip.grad()));
         }

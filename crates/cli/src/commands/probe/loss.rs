@@ -56,7 +56,7 @@ pub fn loss(case: &Case, session: &Session) -> Result<Results> {
     }
     let tensors = tensors.into_iter().map(|(name, tensor)| (name, tensor.to_device(session.device()))).collect();
     if takes_steps(&settings.method) {
-        session.note(Ddim::spacing_note(&model.schedule));
+        session.note(Ddim::training_note(&model.schedule));
     }
     let output = probe_loss(&model, &policy, reference.as_ref(), &tensors, &settings)?;
     let written = file_tensors(case, &raw)?;
