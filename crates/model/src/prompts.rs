@@ -74,4 +74,13 @@ impl DiffusionModel {
         let zeros = self.text_encoder_2.as_ref().is_some_and(|second| second.force_zeros_for_empty_prompt);
         Ok(if zeros && prompt.is_empty() { encoded.zeros_like() } else { encoded })
     }
+
+    /// Frees the text encoders' weights, where no prompt is encoded any more: they refuse from then on. A tenth of Stable
+    /// Diffusion 1.5, a fifth of XL.
+    pub fn release_text_encoders(&mut self) {
+        self.text_encoder.release();
+        if let Some(second) = &mut self.text_encoder_2 {
+            second.text_encoder.release();
+        }
+    }
 }

@@ -111,9 +111,19 @@ impl ClipTextModel {
         self.token_embedding.kind()
     }
 
+    /// Frees the weights, where nothing is encoded any more: [`forward`](Self::forward) refuses from then on.
+    pub fn release(&mut self) {
+        let none = Tensor::empty([0, 0], (self.kind(), self.device));
+        self.parameters.clear();
+        self.layers.clear();
+        self.text_projection = None;
+        self.position_embedding = none.shallow_clone();
+        self.token_embedding = none;
+    }
+
     /// Encodes `input_ids`, i64 `[B, L]`, L at most `max_position_embeddings`.
     ///
-    /// Errors: [`Error::Argument`] on a wrong shape, a sequence too long or an id outside the vocabulary.
+    /// Errors: [`Error::Argument`] on a wrong shape, a sequence too long, an id outside the vocabulary, or released weights.
     pub fn forward(&self, input_ids: &Tensor) -> Result<TextOutput> {
         let length = self.check(input_ids)?;
         let input_ids = input_ids.to_device(self.device).to_kind(Kind::Int64);
@@ -144,6 +154,9 @@ impl ClipTextModel {
     fn check(&self, input_ids: &Tensor) -> Result<i64> {
         let wrong = |expected: String, found: String| Error::Argument { what: "input_ids".into(), expected, found };
         let (longest, vocab) = (self.config.max_position_embeddings, self.config.vocab_size);
+        if self.token_embedding.numel() == 0 {
+            return Err(wrong("a text encoder with weights".into(), "one whose weights were released".into()));
+        }
         let length = match input_ids.size()[..] {
             [batch, length] if batch > 0 && (1..=longest).contains(&length) => length,
             _ => return Err(wrong(format!("shape [B, 1 to {longest}]"), format!("shape {:?}", input_ids.size()))),

@@ -78,6 +78,16 @@ fn time_ids_are_height_and_width_first() {
 }
 
 #[test]
+fn released_text_encoders_hold_nothing_and_refuse() {
+    let mut model = load();
+    model.release_text_encoders();
+    assert!(model.text_encoder.parameters().is_empty());
+    assert!(model.text_encoder_2.as_ref().unwrap().text_encoder.parameters().is_empty());
+    let refused = model.encode_prompts(&PROMPTS).unwrap_err().to_string();
+    assert!(refused.contains("released"), "{refused}");
+}
+
+#[test]
 fn an_sdxl_folder_written_is_the_folder_read() {
     let model = load();
     let place = tempfile::tempdir().unwrap();

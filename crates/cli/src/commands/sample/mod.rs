@@ -168,10 +168,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome> {
     if let Some(text) = args.sampler.passed_over(&model.scheduler) {
         context.note(&format!("note: {text}"));
     }
-    let model = adapters::merged(&args.adapter, model, context)?;
+    let mut model = adapters::merged(&args.adapter, model, context)?;
     report_truncated(&model, &prompts, context)?;
     let _folder = OutputFolder::make(&args.out, &files)?;
     let text = Text::encode(args, &model, &prompts, shape)?;
+    model.release_text_encoders();
     out_of_memory::batch("--batch", args.batch.min(jobs.len()), model.device());
     let painter = Painter { args, model: &model, sampler: &sampler, shape, text };
     let mut progress = context.progress("sampling", jobs.len(), "pictures");
